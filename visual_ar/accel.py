@@ -1,0 +1,48 @@
+"""Registry of decoding methods; plays the part of an `__init__` for the top-level `accel/`.
+
+Knows only names and where they live. A new method is one line in `CLASSES` and one in `METHODS`.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+_inside = Path(__file__).with_suffix("")  # exists in wheels
+__path__ = [str(_inside if _inside.is_dir() else _inside.parent.parent / _inside.name)]
+
+CLASSES = {  # public name -> module
+    "Decoding": "decoding",
+    "SequentialDecoding": "sequential",
+    "SpeculativeJacobiDecoding": "jacobi",
+    "ExactMatchJacobiDecoding": "exact_match",
+}
+
+METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
+    "sequential": "SequentialDecoding",
+    "jacobi": "SpeculativeJacobiDecoding",
+    "jacobi-published": "SpeculativeJacobiDecoding.published",
+    "exact-match": "ExactMatchJacobiDecoding",
+}
+
+__all__ = ["CLASSES", "METHODS", "method", *CLASSES]  # noqa: PLE0604
+
+
+def method(name: str) -> Callable[..., Any]:
+    """Returns the constructor (a class or one of its presets) of a command-line method name.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    owner, _, preset = METHODS[name].partition(".")
+    constructor = __getattr__(owner)
+    return attrgetter(preset)(constructor) if preset else constructor
+
+
+def __getattr__(name: str) -> type:
+    if name in CLASSES:
+        return getattr(import_module(f"{__name__}.{CLASSES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

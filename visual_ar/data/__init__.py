@@ -1,0 +1,1 @@
+"""Dataset preparation, one file per data set."""

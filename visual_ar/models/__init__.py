@@ -1,0 +1,1 @@
+"""Model families, one published architecture a file; knows nothing about decoding methods."""

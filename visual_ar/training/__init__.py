@@ -1,0 +1,1 @@
+"""Loops that train tokenizers and generators, and the recipes they follow."""
