@@ -1,0 +1,98 @@
+"""A static key-value cache written at absolute slots; knows nothing about decoding or models.
+
+Rolling back is not advancing a length: a slot past the last committed rank is hidden by the causal
+rule until something overwrites it, so no tensor ever grows, shrinks or moves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of every layer in buffers of fixed shape.
+
+    The KV slot of rank r is `prefix + r`; prefix token j has slot j. Scratch slots follow the last
+    rank, so that drafts past the end of a picture have somewhere to be written.
+
+    Attributes:
+        prefix: number of prefix slots P.
+        prefix_mask: bool [R, P], False marks a padding column of the prefix.
+        extent: upper bound, known to the host, of the slots anyone may attend to. Attention reads
+            only `[:, :, :extent]`; whoever advances the lengths keeps it large enough.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        slots: int,
+        head_dim: int,
+        prefix: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        # Slots before heads: writing a query is one contiguous copy (on a CPU 7 us against 52).
+        shape = (layers, rows, slots, heads, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.prefix = prefix
+        self.prefix_mask = torch.ones(rows, prefix, dtype=torch.bool, device=device)
+        self.extent = slots
+        self._slots = torch.arange(slots, device=device)
+        self._rows = torch.arange(rows, device=device)[:, None]
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of every row."""
+        return self.keys.shape[2]
+
+    def update(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes new keys and values, returns all that may be attended to.
+
+        Args:
+            layer: index of the layer.
+            k: [R, h, Q, d_h] new keys.
+            v: [R, h, Q, d_h] new values.
+            slots: int64 [R, Q], absolute slot of each query.
+
+        Returns:
+            keys and values, each [R, h, extent, d_h], views of the buffers.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self._rows, slots] = k.transpose(1, 2).to(keys.dtype)
+        values[self._rows, slots] = v.transpose(1, 2).to(values.dtype)
+        return (
+            keys[:, : self.extent].transpose(1, 2),
+            values[:, : self.extent].transpose(1, 2),
+        )
+
+    def visible(self, slots: Tensor) -> Tensor:
+        """The causal mask of queries at `slots`, with the padding columns of the prefix hidden.
+
+        A query always sees its own slot, so that a row of padding never has nothing to attend to.
+
+        Args:
+            slots: int64 [R, Q].
+
+        Returns:
+            bool [R, 1, Q, extent], True where attended.
+        """
+        columns = self._slots[: self.extent]
+        causal = columns <= slots[..., None]  # [R, Q, extent]
+        padding = ~self.prefix_mask  # [R, P]
+        causal[..., : self.prefix] &= ~padding[:, None]
+        return (causal | (columns == slots[..., None]))[:, None]
+
+    def assign(self, rows: Tensor, part: KVCache) -> None:
+        """Takes over the prefix of newly admitted rows, computed in a small cache of their own.
+
+        Args:
+            rows: int64 [r], the rows that receive the prefix.
+            part: a cache of r rows whose prefix slots are written.
+        """
+        self.keys[:, rows, : self.prefix] = part.keys[:, :, : self.prefix]
+        self.values[:, rows, : self.prefix] = part.values[:, :, : self.prefix]
+        self.prefix_mask[rows] = part.prefix_mask

@@ -1,0 +1,23 @@
+"""What a picture is conditioned on, as prefix embeddings; knows nothing about decoding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Condition(NamedTuple):
+    """The prefix of every row. R = B without guidance, else 2B: conditional rows come first.
+
+    Attributes:
+        prefix: [R, P, D] embeddings of the prefix tokens.
+        mask: bool [R, P], False marks padding columns.
+    """
+
+    prefix: Tensor
+    mask: Tensor
+
+    def rows(self, index: Tensor) -> Condition:
+        """The condition of some rows only. index: int64 [r]."""
+        return Condition(self.prefix[index], self.mask[index])
