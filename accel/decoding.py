@@ -1,0 +1,408 @@
+"""The contract of a decoding method, and the state of the pictures it works on.
+
+A method owns the loop, because speculation decides how many passes are made. It knows nothing
+about families, tokenizers or pixels; progress bars, previews and statistics consume its steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from torch import Tensor
+
+from visual_ar.cache import KVCache
+from visual_ar.conditioning import Condition
+from visual_ar.layout import FREE, Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, warp
+
+_EXTENT_STEP = 32
+
+
+class Step(NamedTuple):
+    """What one pass did. Device tensors; whoever reads them on the host decides when.
+
+    Attributes:
+        tokens: int64 [B, N] in decode order; drafts and zeros where not known.
+        known: bool [B, N], the committed ranks.
+        committed: int64 [B], tokens committed by this pass; 0 for idle slots.
+        head_evaluations: evaluations of the model's head by this pass, summed over pictures.
+        done: bool [B].
+    """
+
+    tokens: Tensor
+    known: Tensor
+    committed: Tensor
+    head_evaluations: int
+    done: Tensor
+
+
+class HostCopy:
+    """A device scalar the host reads without waiting: at once on a CPU, one step late on CUDA."""
+
+    def __init__(self, device: torch.device, start: int) -> None:
+        self._lags = device.type == "cuda"
+        self._copies = [torch.tensor(start, dtype=torch.int64) for _ in range(2)]
+        if self._lags:
+            self._copies = [copy.pin_memory() for copy in self._copies]
+            self._events = [torch.cuda.Event() for _ in range(2)]
+            for event in self._events:
+                event.record()
+        self._newest = 0
+
+    @property
+    def lag(self) -> int:
+        """Steps by which `read` is late."""
+        return int(self._lags)
+
+    def push(self, value: Tensor) -> None:
+        """Starts the copy of a new value. value: int64 []."""
+        self._newest = 1 - self._newest
+        self._copies[self._newest].copy_(value, non_blocking=True)
+        if self._lags:
+            self._events[self._newest].record()
+
+    def read(self) -> int:
+        """The newest value on a CPU, the one pushed before it on CUDA."""
+        index = self._newest
+        if self._lags:
+            index = 1 - index
+            self._events[index].synchronize()
+        return int(self._copies[index])
+
+
+@dataclass
+class DecodeState:
+    """Static buffers of B slots; a slot is idle until a picture is admitted to it.
+
+    Attributes:
+        model: the generator.
+        layout: decode order, shared by the slots.
+        cache: keys and values of R = B or 2B rows.
+        guided: whether every slot has an unconditional row.
+        tokens: int64 [B, N + scratch], committed tokens, then drafts.
+        length: int64 [B], committed tokens. An idle slot has length N.
+        passes: int64 [B], passes made for the picture in the slot.
+        root: [R, 1, D], embedding of the last prefix token, the feed of rank -1.
+        guidance: fp32 [B, N + scratch] by rank.
+        temperature: fp32 [B].
+        top_k: int64 [B].
+        top_p: fp32 [B].
+        seed: int64 [B].
+        forced: int64 [B, N + scratch], -1 where the model chooses; None when nothing is forced.
+        noise: fp32 [B, N + scratch, V] Gumbel noise fixed per rank, for the frozen modes only.
+        window: ranks that a pass predicts, W; there are as many scratch ranks.
+        warps: warps that any admitted picture needs.
+        open_length: largest length of an unfinished slot, as the host last saw it; -1 when all
+            slots are idle.
+        method: buffers of the method's own.
+    """
+
+    model: TokenModel
+    layout: Layout
+    cache: KVCache
+    guided: bool
+    tokens: Tensor
+    length: Tensor
+    passes: Tensor
+    root: Tensor
+    guidance: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+    forced: Tensor | None
+    noise: Tensor | None
+    window: int
+    open_length: HostCopy
+    warps: Warps = field(default_factory=Warps)
+    method: Any = None
+
+    @property
+    def slots(self) -> int:
+        """Number of slots B."""
+        return self.tokens.shape[0]
+
+    @property
+    def done(self) -> Tensor:
+        """bool [B], idle or finished."""
+        return self.length >= self.layout.length
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """Rows of some slots, conditional ones first. slots: int64 [b]; returns [b] or [2b]."""
+        return torch.cat([slots, slots + self.slots]) if self.guided else slots
+
+    def twice(self, per_slot: Tensor) -> Tensor:
+        """Repeats [B, ...] for the unconditional rows if there are any."""
+        return torch.cat([per_slot, per_slot]) if self.guided else per_slot
+
+    def forward(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """One pass over some tokens of every slot.
+
+        Args:
+            tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
+            ranks: int64 [B, Q], from -1.
+
+        Returns:
+            [R, Q, D] hidden states.
+        """
+        x = self.twice(self.model.embed(tokens, ranks))
+        row_ranks = self.twice(ranks)
+        x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
+        return self.model.forward(x, row_ranks, self.cache)
+
+    def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
+        """The guided, warped laws of `ranks`; forced ranks are point masses.
+
+        Args:
+            hidden: [R, Q, D] hidden states of the ranks before them.
+            ranks: int64 [B, Q], from 0.
+        """
+        logits = self.model.predict(hidden, self.twice(ranks))
+        if self.guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
+        logits = warp(logits, self.temperature, self.top_k, self.top_p, self.warps)
+        if self.forced is not None:
+            token = self.forced.gather(1, ranks)[..., None]
+            codes = torch.arange(logits.shape[-1], device=logits.device)
+            fixed = torch.where(codes == token, 0.0, -torch.inf)
+            logits = torch.where(token >= 0, fixed, logits)
+        return CategoricalLaw(logits=logits)
+
+    def noise_at(self, ranks: Tensor) -> Tensor:
+        """Gumbel noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V]."""
+        assert self.noise is not None
+        pictures = torch.arange(self.slots, device=ranks.device)[:, None]
+        return self.noise[pictures, ranks]
+
+    def report(self, committed: Tensor, head_evaluations: int) -> Step:
+        """The step's result. committed: int64 [B]; head_evaluations: ranks evaluated a slot."""
+        limit = self.layout.length
+        known = torch.arange(limit, device=self.length.device) < self.length[:, None]
+        return Step(
+            tokens=self.tokens[:, :limit].clone(),
+            known=known,
+            committed=committed,
+            head_evaluations=head_evaluations * self.slots,
+            done=self.done,
+        )
+
+    def commit(self, tokens: Tensor, count: Tensor) -> Tensor:
+        """Writes tokens behind the committed ones and advances the lengths.
+
+        Args:
+            tokens: int64 [B, Q] for ranks length .. length + Q - 1; those past `count` are drafts.
+            count: int64 [B], how many of them are committed.
+
+        Returns:
+            int64 [B], the number committed that exist: 0 for idle slots, none past the end.
+        """
+        limit = self.layout.length
+        ranks = self.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        # An idle slot writes to its own scratch ranks, never to a finished picture.
+        self.tokens.scatter_(1, ranks, tokens)
+        length = (self.length + count).clamp(max=limit)
+        committed = length - self.length
+        self.passes += (committed > 0).to(self.passes.dtype)
+        self.length = length
+        return committed
+
+
+class Decoding(SchedulerMixin, ConfigMixin):
+    """Base class of every decoding method. Options are constructor arguments kept in the config.
+
+    Attributes:
+        lossless: whether the output law is exactly that of next-token sampling.
+        requires: capabilities a model must have.
+        needs_noise: whether the method reads Gumbel noise that is fixed per rank.
+    """
+
+    config_name = "scheduler_config.json"
+    lossless: bool = False
+    requires: frozenset[str] = frozenset({"categorical"})
+    needs_noise: bool = False
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """Raises ValueError when this method cannot serve the model or the layout."""
+        missing = self.requires - model.capabilities
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} needs a model with {sorted(missing)}, "
+                f"{type(model).__name__} has {sorted(model.capabilities)}"
+            )
+        if not layout.is_chain:
+            raise ValueError(
+                f"{type(self).__name__} needs a next-token layout, "
+                f"this one of grid {layout.grid} predicts several tokens at once"
+            )
+
+    def init(
+        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+    ) -> DecodeState:
+        """Static buffers with every slot idle.
+
+        Args:
+            model: the generator; decides device and dtype.
+            layout: the decode order.
+            slots: number of pictures B decoded at a time, at least 1.
+            guided: whether to keep an unconditional row for every slot.
+            window: ranks a pass predicts, at least 1.
+
+        Raises:
+            ValueError: the method cannot serve the model or layout; slots or window is below 1.
+        """
+        for name, value in (("slots", slots), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.check(model, layout)
+        device = model.device
+        length, width = layout.length, layout.length + window
+        rows = 2 * slots if guided else slots
+        cache = model.new_cache(rows, model.prefix_length + width)
+
+        def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        noise = full(0, slots, width, model.vocab_size, dtype=torch.float32)
+        return DecodeState(
+            model=model,
+            layout=layout.to(device),
+            cache=cache,
+            guided=guided,
+            tokens=full(0, slots, width),
+            length=full(length, slots),
+            passes=full(0, slots),
+            root=full(0, rows, 1, model.hidden_size, dtype=model.dtype),
+            guidance=full(1, slots, width, dtype=torch.float32),
+            temperature=full(1, slots, dtype=torch.float32),
+            top_k=full(0, slots),
+            top_p=full(1, slots, dtype=torch.float32),
+            seed=full(0, slots),
+            forced=None,
+            noise=noise if self.needs_noise else None,
+            window=window,
+            open_length=HostCopy(device, -1),
+        )
+
+    @torch.inference_mode()
+    def admit(
+        self, state: DecodeState, slots: Tensor, condition: Condition, sampling: Sampling
+    ) -> None:
+        """Puts pictures into slots, whatever was there before, and runs their prefix.
+
+        Args:
+            state: from `init`.
+            slots: int64 [b], where the pictures go.
+            condition: [b] or, when the state is guided, [2b] rows.
+            sampling: options of the b pictures.
+        """
+        rows = state.rows(slots)
+        if len(condition.prefix) != len(rows):
+            raise ValueError(
+                f"condition must have {len(rows)} rows for {len(slots)} pictures "
+                f"{'with' if state.guided else 'without'} guidance, got {len(condition.prefix)}"
+            )
+        self._prefill(state, rows, condition)
+        self._set_options(state, slots, sampling)
+        state.length[slots] = 0
+        state.passes[slots] = 0
+        state.tokens[slots] = 0
+        self.prepare(state, slots)
+        for _ in range(1 + state.open_length.lag):
+            self._publish(state)
+
+    @staticmethod
+    def _prefill(state: DecodeState, rows: Tensor, condition: Condition) -> None:
+        model, prefix = state.model, condition.prefix
+        length = model.prefix_length
+        part = model.new_cache(len(rows), length)
+        part.prefix_mask = condition.mask
+        if length > 1:
+            ranks = torch.arange(-length, -1, device=prefix.device).expand(len(rows), -1)
+            model.forward(prefix[:, :-1], ranks, part)
+        state.cache.assign(rows, part)
+        state.root[rows] = prefix[:, -1:].to(state.root.dtype)
+
+    @staticmethod
+    def _set_options(state: DecodeState, slots: Tensor, sampling: Sampling) -> None:
+        device, length = state.tokens.device, state.layout.length
+        on_device = Sampling(*(option.to(device) for option in sampling))
+        state.warps = state.warps.union(Warps.of(sampling))
+        scales = on_device.guidance
+        state.guidance[slots, :length] = scales if scales.dim() == 2 else scales[:, None]
+        state.temperature[slots] = on_device.temperature
+        state.top_k[slots] = on_device.top_k
+        state.top_p[slots] = on_device.top_p
+        state.seed[slots] = on_device.seed
+        forced = state.layout.forced
+        if bool((forced != FREE).any()):
+            if state.forced is None:
+                state.forced = torch.full_like(state.tokens, FREE)
+            state.forced[slots, :length] = forced[slots] if forced.dim() == 2 else forced
+        if state.noise is not None:
+            ranks = torch.arange(length, device=device)
+            state.noise[slots, :length] = gumbel_noise(
+                on_device.seed, ranks, state.model.vocab_size
+            )
+
+    def prepare(self, state: DecodeState, slots: Tensor) -> None:
+        """Fills the method's own buffers for newly admitted slots. slots: int64 [b]."""
+
+    @abstractmethod
+    def step(self, state: DecodeState) -> Step:
+        """One pass for all slots: static shapes, no host read.
+
+        Args:
+            state: from `init`, changed in place.
+        """
+
+    @torch.inference_mode()
+    def advance(self, state: DecodeState) -> Step:
+        """`step`, with the host's share of it: how far attention has to read."""
+        lag = state.open_length.lag
+        reach = max(state.open_length.read(), 0) + (lag + 1) * state.window
+        slots = state.cache.prefix + reach
+        # Rounded up so that few different shapes occur, which captured graphs need.
+        state.cache.extent = min(-(-slots // _EXTENT_STEP) * _EXTENT_STEP, state.cache.slots)
+        step = self.step(state)
+        self._publish(state)
+        return step
+
+    @staticmethod
+    def _publish(state: DecodeState) -> None:
+        state.open_length.push(state.length.masked_fill(state.done, -1).max())
+
+    def choose_window(
+        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+    ) -> int:
+        """Ranks to predict in a pass over these pictures."""
+        return 1
+
+    def decode(
+        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+    ) -> Iterator[Step]:
+        """Decodes pictures, yielding every pass.
+
+        Args:
+            model: the generator.
+            layout: the decode order and forced tokens.
+            condition: R = B or 2B rows.
+            sampling: options of the B pictures.
+
+        Raises:
+            ValueError: the method cannot serve the model or layout.
+        """
+        self.check(model, layout)
+        batch = len(sampling.seed)
+        guided = len(condition.prefix) == 2 * batch
+        window = self.choose_window(model, layout, condition, sampling)
+        state = self.init(model, layout, batch, guided, window)
+        self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
+        while state.open_length.read() >= 0:
+            yield self.advance(state)

@@ -1,0 +1,91 @@
+"""Jacobi decoding with frozen Gumbel noise: the tokens of sequential decoding in fewer passes.
+
+Every rank's noise g is fixed, so its token argmax(log p + g) is a function of the tokens before it,
+and Jacobi iteration (Song et al. 2021, arXiv 2002.03629) finds the same fixed point as sequential
+decoding with the same seed. Equal token for token in fp32 at a fixed slot shape; elsewhere matrix
+products of other shapes round differently and may turn a near tie. Knows nothing about families.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from visual_ar.accel import acceptance
+from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
+from visual_ar.accel.window import check_window, tuned_window
+from visual_ar.conditioning import Condition
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import Sampling, uniforms
+
+_INITIALISERS = ("uniform", *sorted(COPIES))
+
+
+class ExactMatchJacobiDecoding(Decoding):
+    """Keeps drafts while they equal the token the frozen noise gives; see the module's docstring.
+
+    Args:
+        window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
+        init: first draft of a rank that enters the window: "uniform", or a copy of the nearest
+            token "left", "above" or in the "previous-frame".
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    lossless = True
+    needs_noise = True
+
+    @register_to_config
+    def __init__(self, window: int | str = "auto", init: str = "left") -> None:
+        check_window(window)
+        if init not in _INITIALISERS:
+            raise ValueError(f"init must be one of {', '.join(_INITIALISERS)}, got {init!r}")
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """Raises ValueError when this method cannot serve the model or the layout."""
+        super().check(model, layout)
+        check_initialiser(self.config.init, layout)
+
+    def choose_window(
+        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+    ) -> int:
+        """The configured window, or the fastest one measured on this device."""
+        if self.config.window != "auto":
+            return self.config.window
+        return tuned_window(self, model, layout, condition, sampling)
+
+    def prepare(self, state: DecodeState, slots: Tensor) -> None:
+        """Drafts the first window of newly admitted slots."""
+        offsets = torch.arange(state.window, device=slots.device)
+        ranks = state.length[:, None] + offsets
+        drafts = self._first(state, ranks, newest=state.length - 1)
+        state.tokens[slots[:, None], ranks[slots]] = drafts[slots]
+
+    def step(self, state: DecodeState) -> Step:
+        """One pass: keep drafts up to the first that the noise contradicts, and its correction."""
+        offsets = torch.arange(state.window, device=state.length.device)
+        ranks = state.length[:, None] + offsets  # [B, W]
+        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        law = state.law(state.forward(feed, ranks - 1), ranks)
+        tokens = law.sample_gumbel(state.noise_at(ranks))
+        drafts = state.tokens.gather(1, ranks[:, :-1])
+        run = acceptance.leading_run(tokens[:, :-1] == drafts)
+        newest = ranks[:, -1]
+        committed = state.commit(tokens, run + 1)
+        entering = state.length[:, None] + offsets[:-1]
+        initial = self._first(state, entering, newest)
+        current = state.tokens.gather(1, entering)
+        drafted = torch.where(entering > newest[:, None], initial, current)
+        state.tokens.scatter_(1, entering, drafted)
+        return state.report(committed, head_evaluations=state.window)
+
+    def _first(self, state: DecodeState, ranks: Tensor, newest: Tensor) -> Tensor:
+        """First drafts. ranks: int64 [B, K]; newest: int64 [B]; returns int64 [B, K]."""
+        u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[0]
+        tokens, _ = first_drafts(self.config.init, state, None, ranks, newest, u)
+        return tokens

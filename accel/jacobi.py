@@ -1,0 +1,236 @@
+"""Speculative Jacobi decoding: a model verifies the tokens it drafted in its own previous pass.
+
+Teng et al. (2024), arXiv 2410.01699, Algorithm 1, with batches that advance raggedly, exact laws
+for first drafts, and couplings of consecutive drafts (arXiv 2510.24211): drafts that change less
+from pass to pass are accepted more often, and any coupling that leaves each draft's marginal law
+alone keeps the output law. Knows nothing about families or pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from visual_ar.accel import acceptance
+from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
+from visual_ar.accel.window import check_window, tuned_window
+from visual_ar.conditioning import Condition
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
+
+COUPLINGS = ("independent", "maximal", "gumbel")
+_ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
+_BLOCK_PICTURES = 8
+
+
+@dataclass
+class JacobiBuffers:
+    """What a pass hands to the next one.
+
+    Attributes:
+        q: fp32 [B, W - 1, V], law of the draft at rank length + j.
+        history: fp32 [B, N + scratch, V], latest law of every rank; None when no draft reads it.
+        numbers: fp32 [4, passes, B, M] uniform numbers of the next passes from rank `base` on.
+        base: int64 [B].
+        ahead: passes of `numbers` that are left.
+    """
+
+    q: Tensor
+    history: Tensor | None
+    numbers: Tensor
+    base: Tensor
+    ahead: int = 0
+
+
+class SpeculativeJacobiDecoding(Decoding):
+    """Lossless self-speculation; see the module's docstring.
+
+    Args:
+        window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
+        coupling: how a rejected tail is redrawn. "independent" draws anew from the new laws (the
+            published method); "maximal" keeps a draft whenever the accept test passes at its own
+            position, else draws from the residual; "gumbel" draws with noise fixed per rank.
+        init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
+            as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
+            token there; "left-law" or "above-law" draws from the law last seen there.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    lossless = True
+
+    @register_to_config
+    def __init__(
+        self, window: int | str = "auto", coupling: str = "maximal", init: str = "uniform"
+    ) -> None:
+        check_window(window)
+        if coupling not in COUPLINGS:
+            raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
+        self.needs_noise = coupling == "gumbel"
+
+    @classmethod
+    def published(cls) -> SpeculativeJacobiDecoding:
+        """The settings of the paper's code: window 16, random first drafts as point masses."""
+        return cls(window=16, coupling="independent", init="random")
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """Raises ValueError when this method cannot serve the model or the layout."""
+        super().check(model, layout)
+        check_initialiser(self.config.init, layout)
+
+    def choose_window(
+        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+    ) -> int:
+        """The configured window, or the fastest one measured on this device."""
+        if self.config.window != "auto":
+            return self.config.window
+        return tuned_window(self, model, layout, condition, sampling)
+
+    def init(
+        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+    ) -> DecodeState:
+        """See `Decoding.init`."""
+        state = super().init(model, layout, slots, guided, window)
+        device, vocabulary, width = state.tokens.device, model.vocab_size, state.tokens.shape[1]
+        history = torch.zeros(slots, width, vocabulary, device=device)
+        state.method = JacobiBuffers(
+            q=torch.zeros(slots, window - 1, vocabulary, device=device),
+            history=history if self.config.init in LAWS else None,
+            numbers=torch.zeros(0, device=device),
+            base=torch.zeros_like(state.length),
+        )
+        return state
+
+    def prepare(self, state: DecodeState, slots: Tensor) -> None:
+        """Drafts the first window of newly admitted slots."""
+        buffers = state.method
+        buffers.ahead = 0
+        offsets = torch.arange(state.window - 1, device=slots.device)
+        ranks = state.length[:, None] + offsets
+        u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[_INITIAL]
+        newest = state.length - 1
+        tokens, q = first_drafts(self.config.init, state, buffers.history, ranks, newest, u)
+        state.tokens[slots[:, None], ranks[slots]] = tokens[slots]
+        buffers.q[slots] = q.expand_as(buffers.q)[slots]
+
+    def step(self, state: DecodeState) -> Step:
+        """One pass: predict the window, keep the leading run of drafts, redraw the rest."""
+        buffers: JacobiBuffers = state.method
+        offsets = torch.arange(state.window, device=state.length.device)
+        ranks = state.length[:, None] + offsets  # [B, W]
+        u = _numbers(state, buffers, offsets)  # [4, B, W]
+        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        p = state.law(state.forward(feed, ranks - 1), ranks)
+        drafts = state.tokens.gather(1, ranks[:, :-1])
+        q = CategoricalLaw(probabilities=buffers.q)
+        passes = acceptance.exact(p.first(state.window - 1), q, drafts, u[_ACCEPT, :, :-1])
+        run = acceptance.leading_run(passes)
+        tokens = self._redraw(state, p, q, drafts, passes, run, ranks, u)
+        newest = ranks[:, -1]
+        committed = state.commit(tokens, run + 1)
+        self._shift(state, buffers, p, run + 1, newest, u[_INITIAL])
+        return state.report(committed, head_evaluations=state.window)
+
+    def _redraw(
+        self,
+        state: DecodeState,
+        p: CategoricalLaw,
+        q: CategoricalLaw,
+        drafts: Tensor,
+        passes: Tensor,
+        run: Tensor,
+        ranks: Tensor,
+        u: Tensor,
+    ) -> Tensor:
+        """Tokens of the window after the pass: kept drafts, the correction, the new tail.
+
+        Args:
+            p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1].
+            passes: bool [B, W - 1]; run: int64 [B], kept drafts.
+            ranks: int64 [B, W]; u: [4, B, W].
+
+        Returns:
+            int64 [B, W].
+        """
+        kept_back = state.window - 1
+        if self.config.coupling == "maximal":
+            corrected = p.first(kept_back).residual(q, u[_RESIDUAL, :, :-1])
+            last = p.last().sample(u[_FRESH, :, -1:])
+            return torch.cat([torch.where(passes, drafts, corrected), last], dim=1)
+        if self.config.coupling == "gumbel":
+            fresh = p.sample_gumbel(state.noise_at(ranks))
+        else:
+            fresh = p.sample(u[_FRESH])
+        if kept_back == 0:
+            return fresh
+        at = run.clamp(max=kept_back - 1)[:, None]
+        corrected = p.rows(at).residual(q.rows(at), u[_RESIDUAL].gather(1, at))
+        column = torch.arange(kept_back, device=run.device)
+        tail = torch.where(column == run[:, None], corrected, fresh[:, :-1])
+        tail = torch.where(column < run[:, None], drafts, tail)
+        return torch.cat([tail, fresh[:, -1:]], dim=1)
+
+    def _shift(
+        self,
+        state: DecodeState,
+        buffers: JacobiBuffers,
+        p: CategoricalLaw,
+        moved: Tensor,
+        newest: Tensor,
+        u: Tensor,
+    ) -> None:
+        """Moves the window behind the committed tokens and drafts the ranks that enter it.
+
+        Args:
+            p: [B, W] laws of this pass. They become q, for the tokens just drawn from them.
+            moved: int64 [B], ranks the window moves by.
+            newest: int64 [B], last rank that has a token.
+            u: [B, W] numbers for first drafts.
+        """
+        window, pictures = state.window, torch.arange(state.slots, device=moved.device)[:, None]
+        if buffers.history is not None:
+            all_ranks = newest[:, None] - torch.arange(window - 1, -1, -1, device=moved.device)
+            buffers.history[pictures, all_ranks] = p.probabilities
+        row = moved[:, None] + torch.arange(window - 1, device=moved.device)
+        ranks = state.length[:, None] + torch.arange(window - 1, device=moved.device)
+        initial, initial_q = first_drafts(
+            self.config.init, state, buffers.history, ranks, newest, u[:, :-1]
+        )
+        enters = row >= window
+        tokens = torch.where(enters, initial, state.tokens.gather(1, ranks))
+        state.tokens.scatter_(1, ranks, tokens)
+        carried = p.probabilities[pictures, row.clamp(max=window - 1)]
+        buffers.q = torch.where(enters[..., None], initial_q, carried)
+
+
+def _numbers(state: DecodeState, buffers: JacobiBuffers, offsets: Tensor) -> Tensor:
+    """Uniform numbers of this pass for the ranks of the window.
+
+    At small batches several passes are computed at a time: the hundred small operations of a
+    counter-based generator cost as much for one pass as for eight.
+
+    Args:
+        offsets: int64 [W].
+
+    Returns:
+        fp32 [4, B, W].
+    """
+    if buffers.ahead == 0:
+        block = max(_BLOCK_PICTURES // state.slots, 1)
+        reach = min(block * state.window, state.tokens.shape[1])
+        passes = torch.arange(1, block + 1, device=offsets.device)[:, None, None]
+        ranks = state.length[:, None] + torch.arange(reach, device=offsets.device)
+        attempts = state.passes[:, None] + passes
+        buffers.numbers = uniforms(state.seed[:, None], ranks[None], attempts)
+        buffers.base, buffers.ahead = state.length, block
+    numbers = buffers.numbers[:, -buffers.ahead]
+    buffers.ahead -= 1
+    columns = (state.length - buffers.base)[:, None] + offsets
+    return numbers.gather(2, columns.expand(4, -1, -1))

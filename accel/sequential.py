@@ -1,0 +1,33 @@
+"""Next-token sampling, one token a pass: the definition of the law, and the fair baseline.
+
+Draws by the Gumbel maximum with noise fixed per rank, so that methods that reuse this noise can
+give the same picture. Knows nothing about drafts.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
+from diffusers.configuration_utils import register_to_config
+
+from visual_ar.accel.decoding import DecodeState, Decoding, Step
+
+
+class SequentialDecoding(Decoding):
+    """Draws every token from the model's law given all tokens before it."""
+
+    lossless = True
+    needs_noise = True
+
+    @register_to_config
+    def __init__(self) -> None:
+        pass
+
+    def step(self, state: DecodeState) -> Step:
+        """One token for every unfinished picture."""
+        ranks = state.length[:, None]
+        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        law = state.law(state.forward(feed, ranks - 1), ranks)
+        tokens = law.sample_gumbel(state.noise_at(ranks))
+        committed = state.commit(tokens, torch.ones_like(state.length))
+        return state.report(committed, head_evaluations=1)

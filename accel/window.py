@@ -1,0 +1,167 @@
+"""Chooses how many ranks a pass should predict on this device, once, and remembers it.
+
+The best window maximises E[min(run, W)] / cost(W): `cost` is timed, the distribution of accepted
+runs is measured by decoding with the widest window. A window never changes the output law. Knows
+nothing about how a method drafts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from visual_ar.conditioning import Condition
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import Sampling
+
+if TYPE_CHECKING:
+    from visual_ar.accel.decoding import Decoding
+
+CANDIDATES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+_TIMED_PASSES = 7
+_MEASURED_PASSES = 64
+
+
+def check_window(window: int | str) -> None:
+    """Raises ValueError unless `window` is "auto" or a whole number of at least 1."""
+    whole = isinstance(window, int) and not isinstance(window, bool)
+    if window != "auto" and not (whole and int(window) >= 1):
+        raise ValueError(f"window must be 'auto' or a whole number of at least 1, got {window!r}")
+
+
+def store_path() -> Path:
+    """Where measured windows are kept: VISUAL_AR_CACHE, else the user's cache directory."""
+    base = os.environ.get("VISUAL_AR_CACHE") or os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(base).expanduser() / "visual_ar" / "windows.json"
+
+
+def tuned_window(
+    method: Decoding,
+    model: TokenModel,
+    layout: Layout,
+    condition: Condition,
+    sampling: Sampling,
+) -> int:
+    """The fastest window for these pictures on this device, measured at most once.
+
+    Args:
+        method: whose window is chosen.
+        model: the generator.
+        layout: the decode order.
+        condition: R = B or 2B rows, used for the measurement.
+        sampling: options of the B pictures.
+    """
+    key = _key(method, model, layout, condition)
+    known = _read()
+    if key not in known:
+        known[key] = fastest_window(*measure(method, model, layout, condition, sampling))
+        _write(key, known[key])
+    return known[key]
+
+
+def fastest_window(costs: dict[int, float], runs: list[int]) -> int:
+    """The window with the most tokens per second.
+
+    Args:
+        costs: seconds of a pass by window.
+        runs: tokens committed by each pass of a decode with the widest window, at least one.
+    """
+
+    def rate(window: int) -> float:
+        return statistics.fmean(min(run, window) for run in runs) / costs[window]
+
+    return max(sorted(costs), key=rate)
+
+
+def measure(
+    method: Decoding,
+    model: TokenModel,
+    layout: Layout,
+    condition: Condition,
+    sampling: Sampling,
+) -> tuple[dict[int, float], list[int]]:
+    """Times passes of every candidate window, and decodes with the widest.
+
+    Returns:
+        seconds of a pass by window, and the tokens committed by each pass and picture.
+    """
+    candidates = [window for window in CANDIDATES if window <= layout.length]
+    batch = len(sampling.seed)
+    guided = len(condition.prefix) == 2 * batch
+    slots = torch.arange(batch, device=model.device)
+    costs: dict[int, float] = {}
+    runs: list[int] = []
+    for window in candidates:
+        state = method.init(model, layout, batch, guided, window)
+        method.admit(state, slots, condition, sampling)
+        seconds = []
+        last = window == candidates[-1]
+        for _ in range(_MEASURED_PASSES if last else _TIMED_PASSES):
+            if state.open_length.read() < 0:
+                break
+            _synchronise(model.device)
+            start = time.perf_counter()
+            step = method.advance(state)
+            _synchronise(model.device)
+            seconds.append(time.perf_counter() - start)
+            if last:
+                runs += [run for run in step.committed.tolist() if run > 0]
+        # The first passes warm up caches and allocators.
+        costs[window] = statistics.median(seconds[2:] or seconds)
+    return costs, runs
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Condition) -> str:
+    options = {k: v for k, v in method.config.items() if not k.startswith("_") and k != "window"}
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    parts = {
+        "device": name,
+        "dtype": str(model.dtype),
+        "method": type(method).__name__,
+        "options": options,
+        "model": {k: v for k, v in model.config.items() if not k.startswith("_")},
+        "grid": layout.grid,
+        "rows": len(condition.prefix),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return f"{name}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _cpu_name() -> str:
+    return f"cpu with {torch.get_num_threads()} threads"
+
+
+def _read() -> dict[str, int]:
+    try:
+        stored = json.loads(store_path().read_text())
+    except (OSError, ValueError):
+        return {}
+    valid = isinstance(stored, dict)
+    return {k: v for k, v in stored.items() if isinstance(v, int) and v >= 1} if valid else {}
+
+
+def _write(key: str, window: int) -> None:
+    """Adds one window to the store. A store that cannot be written costs a measurement, no more."""
+    path = store_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(_read() | {key: window}, indent=1, sort_keys=True))
+        os.replace(beside, path)
+    except OSError:
+        return
