@@ -1,0 +1,383 @@
+"""Every method that says it is lossless has the exact law of a toy; known mistakes do not."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from diffusers import SchedulerMixin  # noqa: F401
+from diffusers.configuration_utils import register_to_config
+
+import visual_ar.accel
+from visual_ar.accel import acceptance
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.testing import (
+    ToyTokenModel,
+    chi_square,
+    decode_all,
+    enumerate_law,
+    sequence_index,
+)
+
+PICTURES = 24_000
+ALARM = 1e-4
+"""A correct method falls below this once in ten thousand tests; seeds are fixed, so never here."""
+DETECTED = 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One corner of guidance x warping x prefix x forced, on a grid longer than three windows."""
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    vocabulary: int = 3
+    grid: tuple[int, ...] = (7,)
+    prefix: int = 1
+    forced: tuple[tuple[int, int], ...] = ()
+    seed: int = 0
+
+
+CASES = {
+    "plain": Case(),
+    "guided": Case(guidance=2.5, prefix=3),
+    "temperature": Case(temperature=0.6, guidance=1.5, seed=1),
+    "top-k": Case(top_k=2, guidance=1.5, seed=2),
+    "top-p": Case(top_p=0.75, seed=3),
+    "all warps": Case(guidance=1.7, temperature=1.3, top_k=2, top_p=0.9, prefix=2, seed=4),
+    "forced": Case(guidance=1.5, forced=((0, 1), (3, 2), (6, 0)), seed=5),
+    "grid": Case(vocabulary=2, grid=(3, 3), guidance=1.5, prefix=2, seed=6),
+    "video": Case(vocabulary=2, grid=(2, 2, 2), seed=7),
+}
+
+METHODS = {
+    "sequential": SequentialDecoding(),
+    "exact-match": ExactMatchJacobiDecoding(window=2, init="uniform"),
+    "exact-match left": ExactMatchJacobiDecoding(window=3, init="left"),
+    "published": SpeculativeJacobiDecoding(window=2, coupling="independent", init="random"),
+    "independent": SpeculativeJacobiDecoding(window=2, coupling="independent"),
+    "independent above-law": SpeculativeJacobiDecoding(3, "independent", "above-law"),
+    "maximal": SpeculativeJacobiDecoding(window=2, coupling="maximal"),
+    "maximal left": SpeculativeJacobiDecoding(window=3, coupling="maximal", init="left"),
+    "maximal left-law": SpeculativeJacobiDecoding(window=4, coupling="maximal", init="left-law"),
+    "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
+    "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
+    "window 1": SpeculativeJacobiDecoding(window=1),
+}
+
+
+def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
+    """Decodes the toy many times in one batch; p value of the fit to the enumerated law."""
+    model = ToyTokenModel(case.vocabulary, case.grid, case.prefix, seed=case.seed)
+    layout = model.layout(case.grid)
+    options = (case.guidance, case.temperature, case.top_k, case.top_p)
+    forced = None
+    if case.forced:
+        forced = torch.full((layout.length,), -1)
+        for rank, token in case.forced:
+            forced[rank] = token
+        layout = layout.with_forced(forced)
+    sampling = Sampling.create(list(range(pictures)), *options)
+    condition = model.condition([0] * pictures, guided=case.guidance != 1)
+    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    law = enumerate_law(model, 0, Sampling.create([0], *options), forced)
+    assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
+    return chi_square(sequence_index(tokens, case.vocabulary), law)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_law_is_exact(method, case):
+    assert run(METHODS[method], CASES[case]) > ALARM
+
+
+def test_previous_frame_drafts_are_exact():
+    method = SpeculativeJacobiDecoding(window=3, coupling="maximal", init="previous-frame")
+    assert run(method, CASES["video"]) > ALARM
+
+
+def test_every_registered_lossless_method_is_covered():
+    covered = {type(method) for method in METHODS.values()}
+    for name in visual_ar.accel.CLASSES:
+        registered = getattr(visual_ar.accel, name)
+        if registered is not Decoding and registered.lossless:
+            assert registered in covered
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_and_classes_differ_within_a_batch(method):
+    """Pictures of a batch keep their own class, guidance, temperature, top-k and top-p."""
+    model = ToyTokenModel(vocab_size=3, grid=(5,), prefix_length=2, seed=9)
+    quarter = PICTURES // 4
+    options = [(1.0, 1.0, 0, 1.0), (2.0, 0.7, 0, 1.0), (1.5, 1.0, 2, 1.0), (3.0, 1.4, 0, 0.8)]
+    parts = [
+        Sampling.create(list(range(k * quarter, (k + 1) * quarter)), *option)
+        for k, option in enumerate(options)
+    ]
+    sampling = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    labels = [k % 2 for k in range(4) for _ in range(quarter)]
+    tokens, _ = decode_all(
+        METHODS[method], model, model.layout((5,)), model.condition(labels, True), sampling
+    )
+    for k, option in enumerate(options):
+        law = enumerate_law(model, k % 2, Sampling.create([0], *option))
+        mine = sequence_index(tokens[k * quarter : (k + 1) * quarter], 3)
+        assert chi_square(mine, law) > ALARM
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_does_not_depend_on_its_neighbours_or_slot(method):
+    model = ToyTokenModel(vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
+    layout = model.layout((3, 3))
+
+    def decode(seeds: list[int], labels: list[int]) -> torch.Tensor:
+        sampling = Sampling.create(seeds, guidance=2.0)
+        return decode_all(METHODS[method], model, layout, model.condition(labels, True), sampling)[
+            0
+        ]
+
+    batch = decode([7, 8, 9], [0, 1, 0])
+    assert torch.equal(decode([9, 7, 8], [0, 0, 1]), batch[[2, 0, 1]])
+    for index, (seed, label) in enumerate(((7, 0), (8, 1), (9, 0))):
+        assert torch.equal(decode([seed], [label])[0], batch[index])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_admitted_in_mid_run_are_the_same_pictures(method):
+    """A slot engine: six pictures through two slots, each admitted when a slot falls idle."""
+    model = ToyTokenModel(vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
+    layout, decoding = model.layout((3, 3)), METHODS[method]
+    labels, seeds = [0, 1, 1, 0, 1, 0], list(range(6))
+    sampling = Sampling.create(seeds, guidance=2.0)
+    expected, _ = decode_all(decoding, model, layout, model.condition(labels, True), sampling)
+    window = decoding.config.get("window", 1)
+    state = decoding.init(model, layout, slots=2, guided=True, window=window)
+    waiting, holds, finished = list(range(6)), {}, {}
+    while waiting or holds:
+        for slot in range(2):
+            if slot not in holds and waiting:
+                picture = waiting.pop(0)
+                holds[slot] = picture
+                decoding.admit(
+                    state,
+                    torch.tensor([slot]),
+                    model.condition([labels[picture]], True),
+                    Sampling(*(field[picture : picture + 1] for field in sampling)),
+                )
+        step = decoding.advance(state)
+        for slot in [s for s in holds if step.done[s]]:
+            finished[holds.pop(slot)] = step.tokens[slot]
+    assert torch.equal(torch.stack([finished[k] for k in range(6)]), expected)
+
+
+def test_exact_match_gives_the_sequential_picture_in_fewer_passes():
+    model = ToyTokenModel(vocab_size=4, grid=(4, 6), seed=2, sharpness=3.0)
+    layout, count = model.layout((4, 6)), 500
+    sampling = Sampling.create(list(range(count)), guidance=1.5, top_k=3)
+    condition = model.condition([0] * count, True)
+    expected, steps = decode_all(SequentialDecoding(), model, layout, condition, sampling)
+    for init in ("uniform", "left", "above"):
+        method = ExactMatchJacobiDecoding(window=6, init=init)
+        tokens, committed = decode_all(method, model, layout, condition, sampling)
+        assert torch.equal(tokens, expected)
+        assert (committed > 0).sum(0).float().mean() < 0.7 * len(steps)
+
+
+def test_steps_account_for_every_token():
+    model = ToyTokenModel(vocab_size=3, grid=(7,), seed=2)
+    sampling = Sampling.create(list(range(50)))
+    method = SpeculativeJacobiDecoding(window=3)
+    known_before = torch.zeros(50, 7, dtype=torch.bool)
+    for step in method.decode(
+        model, model.layout((7,)), model.condition([0] * 50, False), sampling
+    ):
+        assert torch.equal(step.known.sum(1) - known_before.sum(1), step.committed)
+        assert bool((step.known | ~known_before).all())
+        assert step.head_evaluations == 3 * 50
+        known_before = step.known
+    assert bool(step.known.all()) and bool(step.done.all())
+
+
+class StaleLaw(SpeculativeJacobiDecoding):
+    """Mutant: a kept tail draft keeps the law of the pass it was first drawn in."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=3, coupling="maximal")
+
+    def _shift(self, state, buffers, p, moved, newest, u):
+        old = buffers.q.clone()
+        super()._shift(state, buffers, p, moved, newest, u)
+        row = moved[:, None] + torch.arange(2)
+        carried = old[torch.arange(len(old))[:, None], row.clamp(max=1)]
+        kept = (row < 2) & (buffers.q.gather(-1, self._token(state))[..., 0] > 0)
+        buffers.q = torch.where(kept[..., None], carried, buffers.q)
+
+    def _token(self, state):
+        return state.tokens.gather(1, state.length[:, None] + torch.arange(2))[..., None]
+
+
+class ResidualFromTarget(SpeculativeJacobiDecoding):
+    """Mutant: after a rejection the token is drawn from p instead of norm((p - q)+)."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=3, coupling="independent", init="left-law")
+
+    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
+        none = CategoricalLaw(probabilities=torch.zeros_like(q.probabilities))
+        return super()._redraw(state, p, none, drafts, passes, run, ranks, u)
+
+
+class ResidualWarpedTwice(SpeculativeJacobiDecoding):
+    """Mutant: temperature is applied to the residual once more."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=3, coupling="independent", init="left-law")
+
+    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
+        rest = (p.first(2).probabilities - q.probabilities).clamp(min=0)
+        again = rest ** (1 / state.temperature[:, None, None])
+        again = again / again.sum(-1, keepdim=True).clamp(min=1e-9)
+        shaped = CategoricalLaw(probabilities=torch.cat([again, p.last().probabilities], 1))
+        none = CategoricalLaw(probabilities=torch.zeros_like(q.probabilities))
+        corrected = super()._redraw(state, shaped, none, drafts, passes, run, ranks, u)
+        tail = super()._redraw(state, p, q, drafts, passes, run, ranks, u)
+        column = torch.arange(3)
+        return torch.where(column == run[:, None], corrected, tail)
+
+
+class GreedyDraftScoredAsSample(SpeculativeJacobiDecoding):
+    """Mutant: drafts are the most likely tokens, but tested as if drawn from the law."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=3, coupling="independent")
+
+    def _shift(self, state, buffers, p, moved, newest, u):
+        super()._shift(state, buffers, p, moved, newest, u)
+        ranks = state.length[:, None] + torch.arange(2)
+        state.tokens.scatter_(1, ranks, buffers.q.argmax(-1))
+
+
+class SlowestRowLeads(SpeculativeJacobiDecoding):
+    """Mutant: pairs advance by their minimum; accepted tokens are tested again under the old q."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=3, coupling="independent", init="left-law")
+
+    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
+        tokens = super()._redraw(state, p, q, drafts, passes, run, ranks, u)
+        self.accepted = run.clone()
+        run.copy_(run.view(-1, 2).amin(1).repeat_interleave(2))
+        return tokens
+
+    def _shift(self, state, buffers, p, moved, newest, u):
+        old = buffers.q.clone()
+        super()._shift(state, buffers, p, moved, newest, u)
+        row = moved[:, None] + torch.arange(2)
+        carried = old[torch.arange(len(old))[:, None], row.clamp(max=1)]
+        again = row < self.accepted[:, None]
+        buffers.q = torch.where(again[..., None], carried, buffers.q)
+
+
+MUTANTS = {
+    "stale law": (StaleLaw, Case(seed=1)),
+    "residual from p": (ResidualFromTarget, Case(seed=1)),
+    "residual warped twice": (ResidualWarpedTwice, Case(temperature=0.5, seed=1)),
+    "greedy draft": (GreedyDraftScoredAsSample, Case(seed=1)),
+    "slowest row leads": (SlowestRowLeads, Case(seed=1)),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_known_mistakes_are_detected(name):
+    mutant, case = MUTANTS[name]
+    assert run(mutant(), case, pictures=60_000) < DETECTED
+
+
+def test_group_acceptance_is_detected(monkeypatch):
+    """Mutant: the test compares the mass of token pairs, as grouped acceptance does."""
+
+    def grouped(p, q, drafts, u):
+        other = (drafts + 1) % p.vocabulary
+        return u * (q.prob(drafts) + q.prob(other)) < p.prob(drafts) + p.prob(other)
+
+    monkeypatch.setattr(acceptance, "exact", grouped)
+    method = SpeculativeJacobiDecoding(window=3, coupling="independent", init="left-law")
+    assert run(method, Case(seed=1)) < DETECTED
+
+
+def test_a_draft_that_sees_later_ranks_is_detected(monkeypatch):
+    """Mutant: the uniform that drew a draft also decides whether it is kept."""
+    from visual_ar.accel import jacobi
+
+    true_numbers = jacobi._numbers
+
+    def shared(state, buffers, offsets):
+        u = true_numbers(state, buffers, offsets).clone()
+        u[0] = u[2]
+        return u
+
+    monkeypatch.setattr(jacobi, "_numbers", shared)
+    monkeypatch.setattr(
+        jacobi, "uniforms", lambda seed, ranks, attempt: jacobi_fixed(seed, ranks, attempt)
+    )
+    method = SpeculativeJacobiDecoding(window=3, coupling="independent")
+    assert run(method, Case(seed=1)) < DETECTED
+
+
+def jacobi_fixed(seed, ranks, attempt):
+    """Uniform numbers that forget the attempt, so that a redraw repeats itself."""
+    from visual_ar.sampling import uniforms
+
+    return uniforms(seed, ranks, torch.zeros_like(attempt))
+
+
+def test_the_goodness_of_fit_test_itself():
+    law = torch.tensor([0.5, 0.25, 0.25, 0.0])
+    draws = torch.multinomial(law, 10_000, True, generator=torch.Generator().manual_seed(0))
+    assert chi_square(draws, law) > ALARM
+    assert chi_square(draws, torch.tensor([0.46, 0.27, 0.27, 0.0])) < DETECTED
+    assert chi_square(torch.tensor([3, 0, 0]), law) == 0.0
+
+
+@pytest.mark.parametrize(
+    "build,message",
+    [
+        (lambda: SpeculativeJacobiDecoding(window=0), "window must be 'auto' or a whole number"),
+        (lambda: SpeculativeJacobiDecoding(window="wide"), "got 'wide'"),
+        (lambda: SpeculativeJacobiDecoding(window=2.5), "got 2.5"),
+        (lambda: SpeculativeJacobiDecoding(coupling="tight"), "coupling must be one of"),
+        (lambda: ExactMatchJacobiDecoding(init="left-law"), "init must be one of"),
+        (lambda: ExactMatchJacobiDecoding(window=True), "got True"),
+    ],
+)
+def test_bad_options_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_method_refuses_what_it_cannot_serve():
+    model = ToyTokenModel()
+    layout = model.layout((7,))
+    with pytest.raises(ValueError, match="init must be one of"):
+        SpeculativeJacobiDecoding(init="nearest").check(model, layout)
+    with pytest.raises(ValueError, match="needs several frames"):
+        SpeculativeJacobiDecoding(init="previous-frame").check(model, layout)
+    grouped = replace(layout, group_end=layout.group_end.clamp(min=3))
+    with pytest.raises(ValueError, match="next-token layout"):
+        SequentialDecoding().check(model, grouped)
+    backwards = replace(layout, order=layout.order.flip(0))
+    with pytest.raises(ValueError, match="raster order"):
+        SpeculativeJacobiDecoding(init="left").check(model, backwards)
+    model.capabilities = frozenset({"bits"})
+    with pytest.raises(ValueError, match=r"needs a model with \['categorical'\]"):
+        SequentialDecoding().check(model, layout)
