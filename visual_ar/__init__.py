@@ -1,6 +1,7 @@
 """Fast visual autoregressive generation; this file knows only the public names and their homes."""
 
 from importlib import import_module, metadata
+from typing import Any
 
 try:
     __version__ = metadata.version("visual-ar")
@@ -15,10 +16,10 @@ _HOMES = {  # public name -> module; imported on first use, so that the command 
     "ExactMatchJacobiDecoding": "visual_ar.accel.exact_match",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

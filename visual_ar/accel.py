@@ -26,7 +26,7 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "exact-match": "ExactMatchJacobiDecoding",
 }
 
-__all__ = ["CLASSES", "METHODS", "method", *CLASSES]  # noqa: PLE0604
+__all__ = ["CLASSES", "METHODS", "method", *CLASSES]
 
 
 def method(name: str) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def method(name: str) -> Callable[..., Any]:
     return attrgetter(preset)(constructor) if preset else constructor
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> Any:
     if name in CLASSES:
         return getattr(import_module(f"{__name__}.{CLASSES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,110 @@
+"""What several commands share: options, checks of where they write, JSON; knows no command."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Annotated[
+    str,
+    typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="Number format; auto is bfloat16 on a GPU and float32 elsewhere."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def resolve_device(device: str) -> "torch.device":
+    """Returns the device to compute on.
+
+    Raises:
+        ValueError: the name is not a device, or this machine has no such device.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}") from None
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (wanted.index or 0) >= present.get(wanted.type, 0):
+        raise ValueError(f"device must be present on this machine, got {device!r}")
+    return wanted
+
+
+def resolve_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
+    """Returns the number format; bfloat16 only by choice on a CPU, where it is seldom faster."""
+    import torch
+
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def set_threads(threads: int | None) -> None:
+    """Limits the CPU threads of this process when a number is given."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def check_output_file(path: Path, suffix: str) -> None:
+    """Makes sure, before any work, that a file can be written.
+
+    Raises:
+        ValueError: the name does not end in `suffix`.
+        OSError: the folder does not exist or cannot be written, or the path is a folder.
+    """
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"output must end in {suffix}, got {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"output must be a file, got the folder {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output must lie in an existing folder, got {str(path)!r}")
+    _check_writable(path.parent, path)
+
+
+def check_output_folder(path: Path) -> None:
+    """Makes sure, before any work, that a folder exists or can be made, and can be written.
+
+    Raises:
+        OSError: it cannot, or something that is no folder has that name.
+    """
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"output must be a folder, got {str(path)!r}")
+    _check_writable(existing, path)
+
+
+def _check_writable(folder: Path, output: Path) -> None:
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"output {str(output)!r} cannot be written: {reason}") from None
+
+
+def echo_json(document: dict[str, Any]) -> None:
+    """Prints a document for a program to read."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

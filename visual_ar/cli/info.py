@@ -1,0 +1,169 @@
+"""`visual-ar info`: says what is installed, or how a picture was made; changes nothing."""
+
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from visual_ar.cli.common import Json, echo_json
+from visual_ar.cli.recipe import command
+
+LIBRARIES = ("visual-ar", "torch", "torchvision", "diffusers", "timm", "gradio")
+
+
+def info(
+    subject: Annotated[
+        str | None,
+        typer.Argument(help="A bundled model, a model folder, or a PNG; without it, everything."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the bundled models, this machine, or the command that made a picture.
+
+    [bold]Examples[/bold]
+
+    [cyan]visual-ar info[/cyan]
+    Models, methods, recipes, versions and devices.
+
+    [cyan]visual-ar info emoji[/cyan]
+    Components, sizes, sampling defaults and classes of one model.
+
+    [cyan]visual-ar info strawberry.png[/cyan]
+    The command that draws this picture again.
+    """
+    if subject is None:
+        document = everything()
+    elif subject.lower().endswith(".png"):
+        document = picture(Path(subject))
+    else:
+        document = model(subject)
+    if as_json:
+        echo_json(document)
+    elif "command" in document:
+        typer.echo(document["command"])
+    else:
+        show(document)
+
+
+def picture(path: Path) -> dict[str, Any]:
+    """Returns the recipe of a PNG and the command that follows it."""
+    from visual_ar.png import read_recipe
+
+    recipe = read_recipe(path)
+    return {"command": command(recipe), "recipe": recipe}
+
+
+def model(name: str) -> dict[str, Any]:
+    """Returns what a model folder says about itself, without loading its weights.
+
+    Raises:
+        FileNotFoundError: no bundled model and no model folder has this name.
+        ValueError: the folder's files are damaged.
+    """
+    from visual_ar.assets import bundled
+
+    folder = bundled().get(name, Path(name))
+    if not (folder / "model_index.json").is_file():
+        known = ", ".join(bundled()) or "none"
+        raise FileNotFoundError(
+            f"model must be bundled ({known}) or a folder with model_index.json, got {name!r}"
+        )
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {key: value for key, value in index.items() if not key.startswith("_")}
+    components = {key: value[1] for key, value in parts.items() if _is_component(value)}
+    return {
+        "name": name,
+        "path": str(folder),
+        "components": {
+            key: {"class": value, "parameters": parameters(folder / key)}
+            for key, value in components.items()
+        },
+        "settings": {key: value for key, value in parts.items() if key not in components},
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    }
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def parameters(component: Path) -> int:
+    """Returns the number of weights of a component, from the headers of its files.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    from math import prod
+
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for path in component.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"weights must be a whole safetensors file, {path}: {error}") from None
+    return total
+
+
+def everything() -> dict[str, Any]:
+    """Returns the bundled models, methods and recipes, the versions and the devices."""
+    import torch
+
+    from visual_ar.accel import METHODS
+    from visual_ar.assets import bundled
+    from visual_ar.training import bundled as bundled_recipes
+
+    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    for index in range(torch.cuda.device_count()):
+        devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "models": {name: str(path) for name, path in bundled().items()},
+        "methods": list(METHODS),
+        "recipes": list(bundled_recipes()),
+        "devices": devices,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the version of Python, of the platform and of the libraries that matter."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints a document as a table, one row an entry."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key, value in document.items():
+        table.add_row(f"[bold]{key}[/bold]", _text(value))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}  {_inline(entry)}" for key, entry in value.items())
+    return _inline(value)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

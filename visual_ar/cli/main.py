@@ -1,0 +1,89 @@
+"""The command `visual-ar`: joins the commands and turns errors into a sentence; knows no model."""
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from visual_ar.cli import data, info, train
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+class Commands(TyperGroup):
+    """Ends every expected error in one sentence on stderr and a non-zero exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:  # accepted after the command as well
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # the reader of our output left; typer ends quietly
+        except USER_ERRORS as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            typer.echo(f"Error: {sentence(error)}", err=True)
+            raise typer.Exit(1) from None
+
+
+def sentence(error: BaseException) -> str:
+    """Returns what went wrong on one line, without Python's errno notation."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", no_args_is_help=True)(train.train)
+app.command("data", no_args_is_help=True)(data.data)
+app.command("info")(info.info)
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version and ends, when asked for it."""
+    if wanted:
+        from visual_ar import __version__
+
+        typer.echo(f"visual-ar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Draw pictures with visual autoregressive models, several times faster.
+
+    [bold]First picture:[/bold] visual-ar generate "strawberry" --output strawberry.png
+    """
+
+
+def main() -> None:
+    """Runs the command line of this process."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command had started
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,63 @@
+"""Writes and reads pictures that carry how they were made; knows nothing of models or commands."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+KEY = "visual_ar"  # keyword of the PNG text chunk
+
+
+def write_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
+    """Writes a picture with its recipe in a JSON text chunk; the file appears whole or not at all.
+
+    Args:
+        image: The picture.
+        path: The PNG file, replaced when it exists.
+        recipe: What a person needs to make the picture again; anything JSON can hold.
+
+    Raises:
+        OSError: The file cannot be written.
+        TypeError: The recipe holds something that JSON cannot.
+    """
+    path = Path(path)
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(beside, format="PNG", pnginfo=chunks)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the recipe that `write_png` stored.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no readable PNG, or carries no recipe.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # text chunks may follow the pixels
+            text = image.info.get(KEY)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"picture must be an existing file, got {str(path)!r}") from None
+    except (UnidentifiedImageError, SyntaxError, OSError) as error:
+        raise ValueError(f"picture must be a readable PNG, got {str(path)!r}: {error}") from None
+    recipe = _parse(text)
+    if recipe is None:
+        raise ValueError(f"picture must carry a visual_ar recipe, got {str(path)!r} without one")
+    return recipe
+
+
+def _parse(text: str | None) -> dict[str, Any] | None:
+    try:
+        recipe = json.loads(text or "null")
+    except json.JSONDecodeError:
+        return None
+    return recipe if isinstance(recipe, dict) else None
