@@ -54,7 +54,7 @@ def registry(tmp_path, monkeypatch):
         "#!/bin/sh\n"
         f'echo "$2" >> "{served}/requests"\n'
         f'if [ ! -f "{served}/$2.tgz" ]; then echo "npm error code ENOTFOUND" >&2; exit 1; fi\n'
-        f'/bin/cp "{served}/$2.tgz" "$5/package.tgz"\n'
+        f'/bin/cp "{served}/$2.tgz" "$4/package.tgz"\n'
     )
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(programs))
@@ -341,7 +341,7 @@ def test_a_download_is_resumed_from_what_is_there(emoji, registry, tmp_path):
     names = registry.folder / "names@1.0.0.tgz"
     content = names.read_bytes()
     names.unlink()
-    with pytest.raises(OSError, match=r"npm could not download names@1\.0\.0 .*ENOTFOUND"):
+    with pytest.raises(OSError, match=r"to download names@1\.0\.0, got ENOTFOUND"):
         prepare("emoji", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     names.write_bytes(content)

