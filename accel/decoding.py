@@ -19,7 +19,7 @@ from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, warp
+from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, take_rows, warp
 
 _EXTENT_STEP = 32
 
@@ -178,8 +178,7 @@ class DecodeState:
     def noise_at(self, ranks: Tensor) -> Tensor:
         """Gumbel noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V]."""
         assert self.noise is not None
-        pictures = torch.arange(self.slots, device=ranks.device)[:, None]
-        return self.noise[pictures, ranks]
+        return take_rows(self.noise, ranks)
 
     def report(self, committed: Tensor, head_evaluations: int) -> Step:
         """The step's result. committed: int64 [B]; head_evaluations: ranks evaluated a slot."""

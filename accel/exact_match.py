@@ -59,8 +59,18 @@ class ExactMatchJacobiDecoding(Decoding):
             return self.config.window
         return tuned_window(self, model, layout, condition, sampling)
 
+    def init(
+        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+    ) -> DecodeState:
+        """See `Decoding.init`. Its own buffer: one uniform number a rank, [B, N + scratch]."""
+        state = super().init(model, layout, slots, guided, window)
+        state.method = torch.zeros(state.tokens.shape, device=state.tokens.device)
+        return state
+
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""
+        every = torch.arange(state.tokens.shape[1], device=slots.device)
+        state.method[slots] = uniforms(state.seed[slots, None], every, torch.zeros_like(every))[0]
         offsets = torch.arange(state.window, device=slots.device)
         ranks = state.length[:, None] + offsets
         drafts = self._first(state, ranks, newest=state.length - 1)
@@ -86,6 +96,6 @@ class ExactMatchJacobiDecoding(Decoding):
 
     def _first(self, state: DecodeState, ranks: Tensor, newest: Tensor) -> Tensor:
         """First drafts. ranks: int64 [B, K]; newest: int64 [B]; returns int64 [B, K]."""
-        u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[0]
+        u = state.method.gather(1, ranks)
         tokens, _ = first_drafts(self.config.init, state, None, ranks, newest, u)
         return tokens

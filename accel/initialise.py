@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visual_ar.accel.decoding import DecodeState
 from visual_ar.layout import Layout
-from visual_ar.sampling import CategoricalLaw, point_mass
+from visual_ar.sampling import CategoricalLaw, point_mass, take_rows
 
 COPIES = {"left", "above", "previous-frame"}
 LAWS = {"left-law", "above-law"}
@@ -93,8 +93,7 @@ def first_drafts(
             q = point_mass(tokens, vocabulary)
         else:
             assert history is not None
-            pictures = torch.arange(len(ranks), device=ranks.device)[:, None]
-            q = history[pictures, source]
+            q = take_rows(history, source)
             tokens = CategoricalLaw(probabilities=q).sample(u)
         tokens = torch.where(there, tokens, random)
         q = torch.where(there[..., None], q, flat)

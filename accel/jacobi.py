@@ -194,9 +194,10 @@ class SpeculativeJacobiDecoding(Decoding):
             newest: int64 [B], last rank that has a token.
             u: [B, W] numbers for first drafts.
         """
-        window, pictures = state.window, torch.arange(state.slots, device=moved.device)[:, None]
+        window = state.window
         if buffers.history is not None:
             all_ranks = newest[:, None] - torch.arange(window - 1, -1, -1, device=moved.device)
+            pictures = torch.arange(state.slots, device=moved.device)[:, None]
             buffers.history[pictures, all_ranks] = p.probabilities
         row = moved[:, None] + torch.arange(window - 1, device=moved.device)
         ranks = state.length[:, None] + torch.arange(window - 1, device=moved.device)
@@ -206,7 +207,7 @@ class SpeculativeJacobiDecoding(Decoding):
         enters = row >= window
         tokens = torch.where(enters, initial, state.tokens.gather(1, ranks))
         state.tokens.scatter_(1, ranks, tokens)
-        carried = p.probabilities[pictures, row.clamp(max=window - 1)]
+        carried = p.rows(row.clamp(max=window - 1)).probabilities
         buffers.q = torch.where(enters[..., None], initial_q, carried)
 
 
