@@ -1,0 +1,194 @@
+"""Layers shared by the generator families: linear maps, norm, feed-forward, rotation, attention.
+
+Knows nothing about any family, decoding method or tokenizer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_ar.cache import KVCache
+
+_FEW_ROWS = 128
+
+
+class Linear(nn.Linear):
+    """A linear map without bias that multiplies few rows quickly on a CPU.
+
+    Decoding multiplies 2 to about 128 rows by every weight. There MKL's `x @ W.T`, which is what
+    `F.linear` calls, is slow, and `(W @ x.T).T` reads W nearly as fast as the memory allows.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps the last dimension. x: [..., in_features]; returns [..., out_features]."""
+        rows = x.numel() // self.in_features
+        few = 1 < rows <= _FEW_ROWS and x.is_cpu and x.dtype == torch.float32
+        if not few:
+            return F.linear(x, self.weight)
+        product = torch.mm(self.weight, x.reshape(rows, self.in_features).t())
+        return product.t().contiguous().view(*x.shape[:-1], self.out_features)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (Zhang and Sennrich 2019), in fp32; scaled after the cast.
+
+    Args:
+        dim: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises the last dimension. x: [..., dim], any float type; returns the same."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).type_as(x) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward w2(silu(w1 x) * w3 x) of Shazeer (2020).
+
+    Args:
+        dim: width D.
+        hidden_dim: width F of the gate.
+        dropout: probability of dropping an output in training.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.w1 = Linear(dim, hidden_dim)
+        self.w3 = Linear(dim, hidden_dim)
+        self.w2 = Linear(hidden_dim, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D]; returns [..., D]."""
+        x = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return F.dropout(x, self.dropout) if self.training else x
+
+
+class Pass(NamedTuple):
+    """What all layers of one pass share, computed once.
+
+    Attributes:
+        rotation: complex64 [R, Q, 1, 1, d_h / 2], see `rotate`.
+        mask: [R, 1, Q, S] added to the scores; None is the causal mask over one full sequence.
+        cache: where keys and values live; None attends within the pass only.
+        slots: int64 [R, Q], slots that the queries are written to; None without a cache.
+    """
+
+    rotation: Tensor
+    mask: Tensor | None = None
+    cache: KVCache | None = None
+    slots: Tensor | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions, over the pass itself or through a cache.
+
+    Args:
+        dim: width D.
+        heads: number of heads h, dividing D.
+        dropout: probability of dropping an output in training.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = Linear(dim, 3 * dim)
+        self.wo = Linear(dim, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, layer: int, shared: Pass) -> Tensor:
+        """Attends.
+
+        Args:
+            x: [R, Q, D].
+            layer: index of the layer in the cache.
+            shared: what the layers share.
+
+        Returns:
+            [R, Q, D].
+        """
+        rows, queries, dim = x.shape
+        qkv = self.wqkv(x).view(rows, queries, 3, self.heads, dim // self.heads)
+        q, k = rotate(qkv[:, :, :2], shared.rotation).transpose(1, 3).unbind(2)
+        v = qkv[:, :, 2].transpose(1, 2)
+        if shared.cache is not None and shared.slots is not None:
+            k, v = shared.cache.update(layer, k, v, shared.slots)
+        causal = shared.mask is None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=shared.mask, is_causal=causal)
+        x = self.wo(x.transpose(1, 2).reshape(rows, queries, dim))
+        return F.dropout(x, self.dropout) if self.training else x
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: x + attention(norm x), then the same with the feed-forward.
+
+    Args:
+        dim: width D.
+        heads: number of heads.
+        hidden_dim: width of the feed-forward.
+        dropout: of both residual branches, in training.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, dropout)
+        self.feed_forward = SwiGLU(dim, hidden_dim, dropout)
+        self.attention_norm = RMSNorm(dim)
+        self.ffn_norm = RMSNorm(dim)
+
+    def forward(self, x: Tensor, layer: int, shared: Pass) -> Tensor:
+        """x: [R, Q, D]; layer: index in the cache; returns [R, Q, D]."""
+        x = x + self.attention(self.attention_norm(x), layer, shared)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotates neighbouring pairs (x0, x1), (x2, x3), ... (rotary positions, Su et al. 2021).
+
+    The product of complex numbers is one operation where real ones need seven.
+
+    Args:
+        x: [..., d_h].
+        rotation: complex64, broadcastable to [..., d_h / 2].
+
+    Returns:
+        [..., d_h] in the type of x.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
+
+
+def rotations_2d(side: int, head_dim: int, device: torch.device, base: float = 1e4) -> Tensor:
+    """Rotations of a square grid: the first half of the pairs turn with the row, the rest with the
+    column.
+
+    Args:
+        side: rows and columns of the grid.
+        head_dim: d_h, a multiple of 4.
+        device: where to put the table.
+        base: pair k of its half turns by position * base^(-2k / (d_h / 2)).
+
+    Returns:
+        complex64 [side^2, d_h / 2], cells in raster order.
+    """
+    half = head_dim // 2
+    frequency = base ** -(torch.arange(0, half, 2, device=device).float() / half)
+    angle = torch.arange(side, device=device)[:, None] * frequency  # [side, d_h / 4]
+    by_row = angle[:, None].expand(side, side, -1)
+    by_column = angle[None].expand(side, side, -1)
+    angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
+    return torch.polar(torch.ones_like(angles), angles)
