@@ -71,7 +71,7 @@ def test_every_method_name_constructs(name):
 
 
 def test_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="sequential.*got 'guess'"):
+    with pytest.raises(ValueError, match=r"sequential.*got 'guess'"):
         accel.method("guess")
 
 

@@ -44,7 +44,7 @@ def train(
 
     [bold]Examples[/bold]
 
-    [cyan]visual-ar train emoji-tokenizer --data data/emoji --output runs/tokenizer[/cyan]
+    [cyan]visual-ar train emoji_tokenizer --data data/emoji --output runs/tokenizer[/cyan]
     One recipe.
 
     [cyan]visual-ar train all --data data --output runs --device cuda[/cyan]
