@@ -1,0 +1,84 @@
+"""The contract of a visual tokenizer (pixels to codes and back); knows nothing about generators."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+
+class VisualTokenizer(ModelMixin, ConfigMixin):
+    """Turns pictures into grids of codes and codes back into pictures.
+
+    Pixels are floats in [-1, 1]; tokens are int64 codes in 0..codebook_size-1, one per cell of the
+    grid, flattened row by row to N = h * w.
+    """
+
+    config_name = "config.json"
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int:
+        """Number of codes V."""
+
+    @property
+    @abstractmethod
+    def downsample(self) -> int:
+        """Pixels along each side of one cell."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The grid (h, w) of a picture of this size in pixels.
+
+        Raises:
+            ValueError: a side is not a positive multiple of `downsample`.
+        """
+        for name, side in (("height", height), ("width", width)):
+            if side < 1 or side % self.downsample:
+                raise ValueError(
+                    f"{name} must be a positive multiple of {self.downsample}, got {side}"
+                )
+        return height // self.downsample, width // self.downsample
+
+    @abstractmethod
+    def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
+        """The codes of pictures.
+
+        Args:
+            pixels: float [B, 3, H, W] in [-1, 1].
+            keep: how many leading tokens of an ordered one-dimensional code to keep.
+
+        Returns:
+            int64 [B, N].
+
+        Raises:
+            ValueError: the size does not fit the grid, or `keep` is given for a code without order.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Tensor, grid: tuple[int, int], known: Tensor | None = None) -> Tensor:
+        """The pictures of codes.
+
+        Args:
+            tokens: int64 [B, N].
+            grid: (h, w) with h * w = N.
+            known: bool [B, N]; cells that are False are drawn with the mean code. None: all known.
+
+        Returns:
+            float [B, 3, H, W], approximately in [-1, 1].
+
+        Raises:
+            ValueError: `tokens` or `known` does not fit `grid`.
+        """
+
+    @abstractmethod
+    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The code vectors. tokens: int64 [B, N]; returns [B, C, h, w]."""
+
+    @abstractmethod
+    def neighbours(self, k: int) -> Tensor:
+        """The k nearest other codes of every code, nearest first: int64 [V, k].
+
+        Raises:
+            ValueError: k is not in 1..V-1.
+        """
