@@ -10,10 +10,11 @@ from rich.console import Console
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.evaluation import speed
+from visual_ar.evaluation import machine, speed
 from visual_ar.evaluation.speed import Schedule, Workload, bench, parse_method
 from visual_ar.evaluation.speed_summary import Trial, speedup, spread, summarise
 from visual_ar.evaluation.speed_table import render
+from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, decode_all, enumerate_law
 
@@ -310,3 +311,62 @@ def test_the_table_shows_every_method_at_every_batch_size(document):
     assert "batch 4, 2 rounds" in text
     assert f"{document['entropy_bits_per_token']:.2f} bits a token" in text
     assert "100.0% of pictures" in text
+
+
+@pytest.fixture
+def llamagen():
+    """A tiny text-conditional LlamaGen, guided, with captions of different lengths."""
+    torch.manual_seed(0)
+    model = LlamaGen(
+        dim=32, n_layer=2, n_head=2, vocab_size=24, grid_size=4, caption_dim=8, caption_length=5
+    ).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.5)
+    features = torch.randn(2, 5, 8)
+    mask = torch.tensor([[False, False, True, True, True], [False, True, True, True, True]])
+    return Workload(
+        model=model,
+        layout=model.layout((4, 4)),
+        condition=lambda numbers: model.condition(features[numbers], mask[numbers]),
+        sampling=lambda seeds: Sampling.create(seeds, **OPTIONS | {"top_k": 8}),
+        detokenise=lambda tokens: tokens,
+    )
+
+
+def test_exact_match_on_a_transformer_gives_sequential_s_tokens(llamagen):
+    schedule = Schedule(pictures=2, batches=(1, 2), rounds=1, warmup=0)
+    report = bench(llamagen, ["exact-match:window=4"], schedule)
+    for row in report["methods"][1]["batches"]:
+        assert row["identical"]["mismatch_rate"] == 0
+        assert row["passes_per_picture"] < 16
+
+
+def test_entropy_of_a_transformer_is_that_of_its_full_causal_pass(llamagen):
+    numbers, seeds = [0, 1], [3, 4]
+    tokens = torch.randint(24, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        condition = llamagen.condition(numbers)
+        logits = llamagen.model.logits(tokens.repeat(2, 1), condition)
+        given, nothing = logits.chunk(2)
+        guided = (nothing + OPTIONS["guidance"] * (given - nothing)) / OPTIONS["temperature"]
+        kept = guided.masked_fill(guided < guided.topk(8).values[..., -1:], -torch.inf)
+        ordered, _ = kept.softmax(-1).sort(descending=True)
+        inside = ordered.cumsum(-1) - ordered < OPTIONS["top_p"]
+        p = (ordered * inside) / (ordered * inside).sum(-1, keepdim=True)
+    expected = torch.special.entr(p).sum(-1) / math.log(2)
+    measured = speed.law_entropy(llamagen, numbers, seeds, tokens)
+    assert torch.allclose(measured, expected, atol=1e-4)
+    assert 0.5 < float(measured.mean()) < 3
+
+
+def test_the_machine_is_described_in_plain_data():
+    description = machine.describe(torch.device("cpu"), torch.float32)
+    assert json.loads(json.dumps(description)) == description
+    assert description["dtype"] == "float32"
+    assert description["threads"] == torch.get_num_threads()
+    assert description["device_name"]
+    assert machine.process_peak_memory() > 2**20
+
+
+def test_a_package_outside_a_checkout_has_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() is None
