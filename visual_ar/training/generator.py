@@ -1,0 +1,217 @@
+"""The training loop of a next-token generator over cached codes; knows nothing about pixels.
+
+Sun et al. (2024), "Autoregressive model beats diffusion: LlamaGen", section 3.2: cross-entropy over
+the codes, with the condition left out at times so that guidance works (Ho and Salimans 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.data.dataset import Dataset
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.sampling import Sampling
+from visual_ar.text_encoder import WordEncoder
+from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.codes import cached_codes
+from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.pictures import save_sheet
+from visual_ar.training.recipe import GeneratorRecipe
+from visual_ar.training.state import (
+    Average,
+    Clock,
+    Log,
+    build_optimisers,
+    derived_seed,
+    learning_rate,
+    load_checkpoint,
+    random_numbers,
+    save_checkpoint,
+    update,
+)
+
+ORDER, DROPOUT = 1, 2  # streams of random numbers, one draw a step
+HELD_OUT_PICTURES = 200
+MEASURE_BATCH = 20
+SHEET_COLUMNS = 8
+
+
+class Trained(nn.Module):
+    """All that one run trains: the transformer and, for captions, the encoder that reads them."""
+
+    def __init__(self, model: LlamaGen, text_encoder: WordEncoder | None) -> None:
+        super().__init__()
+        self.model = model
+        self.text_encoder = text_encoder
+
+
+class GeneratorTraining:
+    """One run; `train` goes on from the last checkpoint in `output`.
+
+    The trained tokenizer is looked for beside `output`, in the run that the recipe names.
+    """
+
+    def __init__(
+        self, recipe: GeneratorRecipe, data: Dataset, output: Path, device: torch.device
+    ) -> None:
+        self.recipe, self.output, self.device = recipe, output, device
+        self.tokenizer = _load_tokenizer(output.parent / recipe.tokenizer / "model").to(device)
+        pictures = torch.from_numpy(data.pictures)
+        self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
+        self.codes = cached_codes(
+            self.tokenizer, pictures, recipe.crops, recipe.shift, recipe.seed, output, device
+        )
+        self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
+        self.weights = balance([data.groups[i] for i in self.train_indices], recipe.balance)
+        held_out = torch.from_numpy(data.indices(recipe.held_out))
+        self.held_out = held_out[:: max(1, len(held_out) // HELD_OUT_PICTURES)][:HELD_OUT_PICTURES]
+        torch.manual_seed(recipe.seed)
+        self.conditions: Conditions
+        encoder: WordEncoder | None = None
+        if recipe.text is None:
+            self.conditions = ClassConditions(data, device)
+            condition = {"num_classes": len(data.classes)}
+        else:
+            self.conditions = TextConditions(data, recipe.alias)
+            encoder = WordEncoder(self.conditions.words(self.train_indices), **recipe.text)
+            condition = {
+                "caption_dim": encoder.config.dim,
+                "caption_length": encoder.config.length,
+            }
+        model = LlamaGen(
+            **recipe.model,
+            **condition,
+            vocab_size=self.tokenizer.codebook_size,
+            grid_size=self.grid[0],
+        )
+        self.trained = Trained(model, encoder).to(device).train()
+        self.parameters = list(self.trained.parameters())
+        self.optimisers = build_optimisers(self.trained, recipe.optimiser, model.layers)
+        self.average = Average(self.trained, recipe.optimiser.ema)
+        self.clock = Clock(recipe)
+        self._restore()
+        self.log = Log(output / "log.csv", self.clock.step)
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end of the recipe and returns the measured quality."""
+        logging = self.recipe.logging
+        while self.clock.progress < 1:
+            row = self._step()
+            self.clock.step += 1
+            if self.clock.step % logging.measure == 0:
+                row["held_out"] = self.measure()
+                self.save_samples()
+            if self.clock.step % logging.row == 0:
+                self.log.write(row)
+            if self.clock.step % logging.checkpoint == 0:
+                save_checkpoint(self.output, self._state())
+        save_checkpoint(self.output, self._state())
+        self._save_models()
+        self.save_samples()
+        return {"held_out_loss": self.measure(), "held_out_pictures": len(self.held_out)}
+
+    def _step(self) -> dict[str, Any]:
+        recipe, step = self.recipe, self.clock.step
+        draw = random_numbers(recipe.seed, ORDER, step)
+        chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
+        indices = self.train_indices[chosen]
+        crops = torch.randint(len(self.codes), (recipe.batch,), generator=draw)
+        tokens = self.codes[crops, indices].to(self.device, torch.int64)
+        drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
+        progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
+        torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+            given = self.conditions.vary(indices, self.trained.text_encoder, draw)
+            loss = _loss(self.trained.model, tokens, given, drop)
+        loss.backward()
+        norm = update(self.optimisers, self.parameters, rate, recipe.optimiser.clip)
+        self.average.update(self.trained, step)
+        return {
+            "step": step + 1,
+            "seconds": self.clock.seconds,
+            "progress": progress,
+            "learning_rate": rate,
+            "gradient": norm,
+            "loss": float(loss.detach()),
+        }
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Mean loss of the averaged model on held-out pictures, nats a token."""
+        total = 0.0
+        for indices in self.held_out.split(MEASURE_BATCH):
+            tokens = self.codes[0, indices].to(self.device, torch.int64)
+            given = self.conditions.describe(indices, self.average.model.text_encoder)
+            total += float(_loss(self.average.model.model, tokens, given)) * len(indices)
+        return total / len(self.held_out)
+
+    @torch.no_grad()
+    def save_samples(self) -> None:
+        """A sheet of pictures drawn for conditions of training above some for held-out ones."""
+        count = 2 * SHEET_COLUMNS
+        seen = self.train_indices[:: max(1, len(self.train_indices) // count)][:count]
+        held = self.held_out[:: max(1, len(self.held_out) // SHEET_COLUMNS)][:SHEET_COLUMNS]
+        given = self.conditions.describe(torch.cat((seen, held)), self.average.model.text_encoder)
+        model = self.average.model.model
+        condition = model.condition(given.given, given.mask)
+        sampling = Sampling.create(list(range(len(given.given))), self.recipe.sheet_guidance)
+        layout = model.layout(self.grid)
+        for step in SequentialDecoding().decode(model, layout, condition, sampling):
+            tokens = step.tokens
+        pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
+        save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)
+
+    def _save_models(self) -> None:
+        averaged = self.average.model
+        averaged.model.save_pretrained(self.output / "model")
+        self.tokenizer.save_pretrained(self.output / "image_tokenizer")
+        if averaged.text_encoder is not None:
+            averaged.text_encoder.save_pretrained(self.output / "text_encoder")
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "clock": self.clock.state(),
+            "trained": self.trained.state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.output)
+        if state is None:
+            return
+        self.clock.restore(state["clock"])
+        self.trained.load_state_dict(state["trained"])
+        self.average.model.load_state_dict(state["average"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+
+
+def balance(groups: list[str], power: float) -> Tensor:
+    """Chance of each picture: the size of its group to the power -`power`. float64 [M]."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
+
+
+def _loss(model: LlamaGen, tokens: Tensor, given: Given, drop: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy, nats a token. tokens: int64 [B, N]; drop: bool [B]."""
+    condition = model.condition(given.given, given.mask, guided=False, drop=drop)
+    return F.cross_entropy(model.logits(tokens, condition).flatten(0, 1), tokens.flatten())
+
+
+def _load_tokenizer(path: Path) -> VQTokenizer:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"the tokenizer must be trained first: recipe {path.parent.name} into {path.parent}"
+        )
+    return VQTokenizer.from_pretrained(path).eval().requires_grad_(False)

@@ -1,0 +1,231 @@
+"""Recipes: small TOML files read into typed dataclasses; knows nothing about models or data."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW with a linear warm-up and a cosine decay, and the averaging of the weights.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        final: learning rate at the end, as a fraction of the peak.
+        warmup: steps of linear warm-up.
+        betas: AdamW's two decay rates.
+        weight_decay: of the matrices; vectors have none.
+        clip: largest norm of the whole gradient.
+        ema: decay of the averaged weights.
+        muon: whether the matrices inside a generator's blocks are trained by Muon (Jordan 2024).
+    """
+
+    learning_rate: float
+    final: float = 0.02
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    muon: bool = False
+
+
+@dataclass(frozen=True)
+class Logging:
+    """How often, in steps, things are written: a CSV row, a measurement, a checkpoint."""
+
+    row: int = 20
+    measure: int = 500
+    checkpoint: int = 250
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The k-means start and the upkeep of the code book.
+
+    Attributes:
+        start: progress in 0..1 at which codes replace the continuous latents.
+        freeze: progress after which dead codes are no longer replaced.
+        decay: of the running averages that the codes are.
+        dead: a code is replaced when it is drawn less often a step than this fraction of its share.
+    """
+
+    start: float
+    freeze: float = 0.7
+    decay: float = 0.99
+    dead: float = 0.03
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """Weights of the terms of a tokenizer's loss; a late term starts at a progress in 0..1."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    likelihood: float = 0.0
+    likelihood_start: float = 0.0
+    commitment: float = 0.25
+    perceptual: float = 0.0
+    perceptual_start: float = 0.0
+    perceptual_stages: tuple[int, ...] = (0, 1, 2)
+    adversarial: float = 0.0
+    adversarial_start: float = 1.0
+    discriminator_channels: int = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every recipe has.
+
+    Attributes:
+        name: of the run; also the name of the recipe file.
+        kind: "tokenizer" or "generator".
+        dataset: name of the prepared dataset.
+        seed: of weights, order of the data and every other draw.
+        steps: length of the run.
+        minutes: time to fit the run in; it ends early when the clock is ahead of the steps.
+        batch: pictures a step.
+        bf16: whether to run the network under bfloat16 autocast.
+        model: constructor arguments of the model.
+    """
+
+    name: str
+    kind: str
+    dataset: str
+    steps: int
+    batch: int
+    optimiser: Optimiser
+    model: dict[str, Any]
+    seed: int = 0
+    minutes: float | None = None
+    bf16: bool = False
+    logging: Logging = field(default_factory=Logging)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe(Recipe):
+    """A tokenizer's training. `shift` is the largest translation of a picture, in pixels."""
+
+    codebook: Codebook = field(default_factory=lambda: Codebook(start=0.05))
+    loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe(Recipe):
+    """A generator's training.
+
+    Attributes:
+        tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
+        splits: splits of the dataset that are trained on.
+        held_out: split that is measured only.
+        text: arguments of the text encoder; None for a class-conditional generator.
+        alias: chance that a prompt is replaced by another name of its picture.
+        drop: chance that the condition is left out, for guidance.
+        balance: a picture is drawn with the size of its group to the power -`balance`.
+        crops: cached versions of each picture's codes; all but the first are shifted.
+        shift: largest translation of such a version, in pixels.
+        sheet_guidance: guidance of the sample sheets.
+    """
+
+    tokenizer: str = ""
+    splits: tuple[str, ...] = ("train",)
+    held_out: str = "test"
+    text: dict[str, Any] | None = None
+    alias: float = 0.0
+    drop: float = 0.1
+    balance: float = 0.0
+    crops: int = 1
+    shift: int = 0
+    sheet_guidance: float = 2.0
+
+
+KINDS: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "generator": GeneratorRecipe}
+
+
+def bundled() -> dict[str, Path]:
+    """The recipes of this package by name, in the order in which they have to be trained."""
+    order = ("emoji_tokenizer", "cifar10_tokenizer", "emoji", "cifar10")
+    return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
+
+
+def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        recipe: the name of a bundled recipe or the path of a TOML file.
+        device: on a CUDA device the values of the `[gpu]` table replace those above it.
+
+    Raises:
+        ValueError: no such recipe, or a key that is unknown, missing or of the wrong type.
+    """
+    path = bundled().get(str(recipe), Path(recipe))
+    if not path.is_file():
+        raise ValueError(
+            f"recipe must be a TOML file or one of {', '.join(bundled())}, got {str(recipe)!r}"
+        )
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not a TOML file: {error}") from error
+    gpu = table.pop("gpu", {})
+    if device.startswith("cuda"):
+        table = _merged(table, gpu)
+    kind = table.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{path.name}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return _typed(KINDS[kind], table, path.name)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _merged(base[key], value) if nested else value
+    return result
+
+
+def _typed(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """Builds a dataclass from a table, recursively, checking the names and types of its keys."""
+    assert dataclasses.is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in table:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}; known keys are {', '.join(fields)}")
+    for key, f in fields.items():
+        required = f.default is f.default_factory is dataclasses.MISSING
+        if required and key not in table:
+            raise ValueError(f"{where}: key {key!r} is missing")
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or a ValueError that says what was expected at `where`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return _typed(hint, value, where)
+    if origin is types.UnionType:
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is dict and isinstance(value, dict):
+        return value
+    if origin is tuple and isinstance(value, list):
+        variadic = len(arguments) == 2 and arguments[1] is Ellipsis
+        hints = [arguments[0]] * len(value) if variadic else list(arguments)
+        if len(hints) == len(value):
+            return tuple(_value(h, v, where) for h, v in zip(hints, value, strict=True))
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if origin is None and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ValueError(f"{where} must be {name}, got {value!r}")

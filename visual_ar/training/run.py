@@ -1,0 +1,81 @@
+"""Runs recipes: reads one, prepares its folder, trains it, writes its metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visual_ar.data.dataset import Dataset, load
+from visual_ar.training.generator import GeneratorTraining
+from visual_ar.training.recipe import (
+    GeneratorRecipe,
+    Recipe,
+    TokenizerRecipe,
+    bundled,
+    load_recipe,
+)
+from visual_ar.training.state import write_json
+from visual_ar.training.tokenizer import TokenizerTraining
+
+
+def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> dict[str, Any]:
+    """Trains a recipe to its end, going on from the last checkpoint in `output`.
+
+    Args:
+        recipe: the name of a bundled recipe or the path of a TOML file.
+        data: folder of the prepared dataset that the recipe names.
+        output: folder of the run; afterwards it holds `model/`, `metrics.json`, `log.csv`.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ValueError: the recipe or the dataset is not what it should be.
+        FileNotFoundError: there is no dataset at `data`.
+    """
+    options = load_recipe(recipe, device)
+    dataset = load(data)
+    if dataset.name != options.dataset:
+        raise ValueError(f"data must be the dataset {options.dataset}, got {dataset.name}")
+    output.mkdir(parents=True, exist_ok=True)
+    training = _training(options, dataset, output, torch.device(device))
+    quality = training.train()
+    metrics = {
+        "recipe": dataclasses.asdict(options),
+        "quality": quality,
+        "steps": training.clock.step,
+        "minutes": training.clock.seconds / 60,
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+    }
+    write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _training(
+    recipe: Recipe, data: Dataset, output: Path, device: torch.device
+) -> TokenizerTraining | GeneratorTraining:
+    if isinstance(recipe, TokenizerRecipe):
+        return TokenizerTraining(recipe, data, output, device)
+    assert isinstance(recipe, GeneratorRecipe)
+    return GeneratorTraining(recipe, data, output, device)
+
+
+def run_all(data_root: Path, output_root: Path, device: str = "cpu") -> None:
+    """Trains every bundled recipe in order; finished ones are passed over."""
+    for name in bundled():
+        if not (output_root / name / "metrics.json").exists():
+            run(name, data_root / load_recipe(name, device).dataset, output_root / name, device)
+
+
+def hardware(device: str) -> str:
+    """The processor in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"

@@ -1,0 +1,227 @@
+"""What every training loop keeps: progress, averages, optimisers, checkpoints and logs."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from visual_ar.training.recipe import Optimiser, Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Clock:
+    """Steps done and seconds spent, over all resumptions of a run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._steps = recipe.steps
+        self._budget = math.inf if recipe.minutes is None else recipe.minutes * 60
+        self._spent = 0.0
+        self._since = time.monotonic()
+        self.step = 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return self._spent + time.monotonic() - self._since
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0..1: by steps or by the clock, whichever is ahead."""
+        return min(1.0, max(self.step / self._steps, self.seconds / self._budget))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.step = state["step"]
+        self._spent = state["seconds"]
+        self._since = time.monotonic()
+
+
+class Average:
+    """An exponential moving average of a model's parameters, with a quick start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards the parameters that the model has after `step` steps."""
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, weight)
+        for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(current)
+
+
+def build_optimisers(
+    module: nn.Module, options: Optimiser, trunk: nn.Module | None = None
+) -> list[torch.optim.Optimizer]:
+    """AdamW over what is trainable, or Muon over the trunk's matrices and AdamW over the rest.
+
+    Args:
+        module: what is trained.
+        options: of the recipe; only matrices and kernels decay.
+        trunk: the part of `module` whose matrices go to Muon if the recipe asks for it.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    matrices = []
+    if options.muon and trunk is not None:
+        matrices = [p for p in trunk.parameters() if p.requires_grad and p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    others = [p for p in parameters if id(p) not in taken]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas)
+    if not matrices:
+        return [adamw]
+    # Scaled so that its steps are as long as AdamW's and one learning rate serves both.
+    muon = torch.optim.Muon(
+        matrices,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
+
+
+def learning_rate(options: Optimiser, clock: Clock) -> float:
+    """Warm-up by steps, cosine decay by progress."""
+    cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
+    decayed = options.final + (1 - options.final) * cosine
+    return options.learning_rate * decayed * min(1.0, (clock.step + 1) / max(1, options.warmup))
+
+
+def update(
+    optimisers: list[torch.optim.Optimizer],
+    parameters: list[nn.Parameter],
+    rate: float,
+    clip: float,
+) -> float:
+    """One step along the clipped gradients, which it then forgets; returns their norm."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def derived_seed(seed: int, *stream: int) -> int:
+    """A seed that depends on nothing but another seed and the numbers of a stream."""
+    state = seed
+    for number in stream:
+        # The multiplier and increment of Knuth's MMIX generator.
+        state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return state
+
+
+def random_numbers(seed: int, *stream: int) -> torch.Generator:
+    """Random numbers that depend on nothing but the seed and the numbers of the stream."""
+    return torch.Generator().manual_seed(derived_seed(seed, *stream))
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Writes nested dicts and lists of tensors and numbers as one file, beside and then moved."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _split(state, "", tensors)
+    part = directory / f"{CHECKPOINT}.part"
+    save_file(tensors, part, metadata={"state": json.dumps(skeleton)})
+    os.replace(part, directory / CHECKPOINT)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` wrote, or None where there is nothing yet."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        skeleton = json.loads(file.metadata()["state"])
+        return _join(skeleton, file)
+
+
+def _split(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """Replaces every tensor by its key, and lists and dicts by tagged ones that JSON keeps."""
+    if isinstance(value, Tensor):
+        tensors[key] = value.detach().cpu().contiguous().clone()
+        return {"tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[k, _split(v, f"{key}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_split(v, f"{key}/{i}", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _join(skeleton: dict[str, Any], file: Any) -> Any:
+    ((tag, content),) = skeleton.items()
+    if tag == "tensor":
+        return file.get_tensor(content)
+    if tag == "dict":
+        return {k: _join(v, file) for k, v in content}
+    if tag == "list":
+        return [_join(v, file) for v in content]
+    return content
+
+
+class Log:
+    """A CSV file of one row per logged step; rows after the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        rows = _read_rows(path)
+        self._rows = [row for row in rows if int(row["step"]) <= step]
+        if len(self._rows) < len(rows):
+            self._rewrite(list(rows[0]))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row; a new column makes the file be written again."""
+        text = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+        columns = list(self._rows[0]) if self._rows else []
+        self._rows.append(text)
+        if set(text) - set(columns):
+            columns += [k for k in text if k not in columns]
+            self._rows[0] = {k: self._rows[0].get(k, "") for k in columns}
+            self._rewrite(columns)
+        else:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, columns, restval="").writerow(text)
+
+    def _rewrite(self, columns: list[str]) -> None:
+        part = self._path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(part, self._path)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside its place and moves it there."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,212 @@
+"""The training loop of a VQ tokenizer; knows nothing about the generators that use its codes.
+
+The losses are those of Esser et al. (2021), "Taming transformers", section 3.1, with the weights
+and the order of appearance that the recipe says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visual_ar.data.dataset import Dataset
+from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.codebook import CodebookUpkeep
+from visual_ar.training.losses import TokenizerLoss
+from visual_ar.training.pictures import psnr, save_sheet, shifted, to_float, to_uint8
+from visual_ar.training.recipe import TokenizerRecipe
+from visual_ar.training.state import (
+    Average,
+    Clock,
+    Log,
+    build_optimisers,
+    learning_rate,
+    load_checkpoint,
+    random_numbers,
+    save_checkpoint,
+    update,
+)
+
+ORDER, START = 1, 2  # streams of random numbers: one draw a step, and the k-means start
+TEST_SPLITS = {"emoji": "tokenizer-test", "cifar10": "test"}
+TEST_PICTURES = 1000
+
+
+class TokenizerTraining:
+    """One run; `train` goes on from the last checkpoint in `output`."""
+
+    def __init__(
+        self, recipe: TokenizerRecipe, data: Dataset, output: Path, device: torch.device
+    ) -> None:
+        self.recipe, self.output, self.device = recipe, output, device
+        pictures = torch.from_numpy(data.pictures)
+        self.train_pictures = pictures[data.indices("train")]
+        self.test_pictures = pictures[data.indices(TEST_SPLITS[recipe.dataset])][:TEST_PICTURES]
+        torch.manual_seed(recipe.seed)
+        model = VQTokenizer(**recipe.model).to(device, memory_format=torch.channels_last)
+        self.model = model.train()
+        self.codebook = CodebookUpkeep(model.quantize, recipe.codebook)
+        self.loss = TokenizerLoss(recipe.loss, recipe.optimiser, device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        (self.optimiser,) = build_optimisers(model, recipe.optimiser)
+        self.average = Average(model, recipe.optimiser.ema)
+        self.clock = Clock(recipe)
+        self.quantised = False
+        self._restore()
+        self.log = Log(output / "log.csv", self.clock.step)
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end of the recipe and returns the measured quality."""
+        logging = self.recipe.logging
+        while self.clock.progress < 1:
+            row = self._step()
+            self.clock.step += 1
+            if self.clock.step % logging.measure == 0:
+                row |= self.measure(self.test_pictures)
+                self.save_samples()
+            if self.clock.step % logging.row == 0:
+                self.log.write(row)
+            if self.clock.step % logging.checkpoint == 0:
+                save_checkpoint(self.output, self._state())
+        save_checkpoint(self.output, self._state())
+        return self._finish()
+
+    def _batch(self) -> Tensor:
+        """The pictures of this step, shifted at random: float [B, 3, H, W]."""
+        draw = random_numbers(self.recipe.seed, ORDER, self.clock.step)
+        count, shift = len(self.train_pictures), self.recipe.shift
+        chosen = torch.randint(count, (self.recipe.batch,), generator=draw)
+        pictures = self.train_pictures[chosen]
+        if shift:
+            pictures = shifted(pictures, shift, draw)
+        return to_float(pictures.to(self.device))
+
+    def _step(self) -> dict[str, Any]:
+        progress = self.clock.progress
+        rate = learning_rate(self.recipe.optimiser, self.clock)
+        if not self.quantised and progress >= self.recipe.codebook.start:
+            self._start_codebook()
+        pixels = self._batch()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            quantized = self.model.quantize(self.model.latents(pixels))
+            codes = quantized.codes if self.quantised else quantized.latents
+            drawn = self.model.reconstruct(codes).float()
+        target = self.model.quantize.lookup(quantized.tokens, tuple(codes.shape[2:]))
+        last_layer = self.model.decoder.conv_out.weight
+        terms = self.loss.tokenizer(pixels, drawn, progress, last_layer)
+        if self.quantised:
+            gap = (quantized.latents - target).square().mean()
+            terms["commitment"] = self.recipe.loss.commitment * gap
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        norm = update([self.optimiser], self.parameters, rate, self.recipe.optimiser.clip)
+        terms |= self.loss.discriminator_step(pixels, drawn.detach(), progress, rate)
+        row = {"step": self.clock.step + 1, "seconds": self.clock.seconds, "progress": progress}
+        row |= {"learning_rate": rate, "gradient": norm}
+        row |= {name: float(value.detach()) for name, value in terms.items()}
+        if self.quantised:
+            row |= self._keep_codebook(quantized.latents, quantized.tokens, progress)
+        self.average.update(self.model, self.clock.step)
+        return row
+
+    def _keep_codebook(self, latents: Tensor, tokens: Tensor, progress: float) -> dict[str, Any]:
+        vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+        self.codebook.update(vectors, tokens.flatten())
+        revived = 0
+        if progress < self.recipe.codebook.freeze:
+            draw = random_numbers(self.recipe.seed, START, self.clock.step)
+            revived = self.codebook.revive(vectors, draw)
+        return {"revived": revived, **usage(tokens, self.model.codebook_size)}
+
+    @torch.no_grad()
+    def _start_codebook(self) -> None:
+        """k-means on the latents of enough pictures to give each code sixteen vectors."""
+        draw = random_numbers(self.recipe.seed, START, self.clock.step)
+        order = torch.randperm(len(self.train_pictures), generator=draw)
+        vectors: list[Tensor] = []
+        for part in order.split(self.recipe.batch):
+            pixels = to_float(self.train_pictures[part].to(self.device))
+            quantized = self.model.quantize(self.model.latents(pixels))
+            vectors.append(quantized.latents.permute(0, 2, 3, 1).flatten(0, 2).float())
+            if sum(map(len, vectors)) >= 16 * self.model.codebook_size:
+                break
+        self.codebook.start(torch.cat(vectors), draw)
+        # The averaged code book must not remember the random one.
+        self.average.model.quantize.load_state_dict(self.model.quantize.state_dict())
+        self.quantised = True
+
+    @torch.no_grad()
+    def measure(self, pictures: Tensor) -> dict[str, Any]:
+        """PSNR and code usage of the averaged model. pictures: uint8 [M, H, W, 3]."""
+        model = self.average.model
+        ratios, tokens = [], []
+        for part in pictures.split(50):
+            pixels = to_float(part.to(self.device))
+            codes = model.encode(pixels)
+            drawn = model.decode(codes, model.grid(*pixels.shape[2:]))
+            ratios.append(psnr(to_uint8(drawn), to_uint8(pixels)))
+            tokens.append(codes)
+        measured = usage(torch.cat(tokens), model.codebook_size)
+        return {"psnr": float(torch.cat(ratios).mean())} | {
+            f"held_out_{name}": value for name, value in measured.items()
+        }
+
+    @torch.no_grad()
+    def save_samples(self) -> None:
+        """A sheet of held-out pictures, each row of originals above its reconstructions."""
+        pixels = to_float(self.test_pictures[:48].to(self.device))
+        model = self.average.model
+        drawn = model.decode(model.encode(pixels), model.grid(*pixels.shape[2:]))
+        rows = torch.stack((pixels.unflatten(0, (-1, 12)), drawn.unflatten(0, (-1, 12))), dim=1)
+        save_sheet(self.output / "samples.png", rows.flatten(0, 2), 12)
+
+    def _finish(self) -> dict[str, Any]:
+        """Saves the averaged model and what it measures."""
+        self.average.model.save_pretrained(self.output / "model")
+        tested = self.measure(self.test_pictures)
+        trained = self.measure(self.train_pictures)
+        measured = {
+            "held_out_psnr": tested["psnr"],
+            "held_out_pictures": len(self.test_pictures),
+            "train_psnr": trained["psnr"],
+            "train_usage": trained["held_out_usage"],
+            "train_perplexity": trained["held_out_perplexity"],
+        }
+        self.save_samples()
+        return measured
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "clock": self.clock.state(),
+            "quantised": self.quantised,
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "codebook": self.codebook.state(),
+            "optimiser": self.optimiser.state_dict(),
+            "loss": self.loss.state(),
+        }
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.output)
+        if state is None:
+            return
+        self.clock.restore(state["clock"])
+        self.quantised = state["quantised"]
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.codebook.restore(state["codebook"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.loss.restore(state["loss"])
+
+
+def usage(tokens: Tensor, codebook_size: int) -> dict[str, float]:
+    """Share of codes that occur, and perplexity of their frequencies. tokens: int64 [B, N]."""
+    counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
+    frequencies = counts / counts.sum()
+    entropy = -(frequencies * frequencies.clamp(min=1e-12).log()).sum()
+    return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
