@@ -384,7 +384,12 @@ class Decoding(SchedulerMixin, ConfigMixin):
         return 1
 
     def decode(
-        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+        self,
+        model: TokenModel,
+        layout: Layout,
+        condition: Condition,
+        sampling: Sampling,
+        window: int | None = None,
     ) -> Iterator[Step]:
         """Decodes pictures, yielding every pass.
 
@@ -393,6 +398,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
             layout: the decode order and forced tokens.
             condition: R = B or 2B rows.
             sampling: options of the B pictures.
+            window: ranks that a pass predicts; None is what `choose_window` says.
 
         Raises:
             ValueError: the method cannot serve the model or layout.
@@ -400,7 +406,8 @@ class Decoding(SchedulerMixin, ConfigMixin):
         self.check(model, layout)
         batch = len(sampling.seed)
         guided = len(condition.prefix) == 2 * batch
-        window = self.choose_window(model, layout, condition, sampling)
+        if window is None:
+            window = self.choose_window(model, layout, condition, sampling)
         state = self.init(model, layout, batch, guided, window)
         self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
         while state.open_length.read() >= 0:

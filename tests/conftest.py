@@ -1,1 +1,64 @@
 """Fixtures that several test files share; knows nothing about any one module's tests."""
+
+import pytest
+import torch
+
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.pipeline import VisualARPipeline
+from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.vq import VQTokenizer
+
+WORDS = ("red", "green", "apple", "tree")
+
+
+def build_tiny_pipeline(text=False, **options):
+    """A pipeline of real components with random weights: 4x4 tokens, pictures of 8x8 pixels."""
+    torch.manual_seed(0)
+    condition = {"caption_dim": 8, "caption_length": 3} if text else {"num_classes": 3}
+    model = LlamaGen(
+        dim=32, n_layer=2, n_head=2, vocab_size=16, grid_size=4, ffn_dim=48, **condition
+    )
+    torch.nn.init.normal_(model.output.weight, std=0.6)  # it starts at zero, where all laws agree
+    tokenizer = VQTokenizer(
+        channels=8,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        latent_channels=8,
+        codebook_size=16,
+        codebook_dim=4,
+        norm_groups=4,
+    )
+    encoder = None
+    if text:
+        encoder = TextEncoder(WORDS, 8, 1, 2, feature_dim=8, length=3, ngram_buckets=32).eval()
+    names = None if text else ["cat", "dog", "frog"]
+    pipe = VisualARPipeline(
+        model=model.eval(),
+        image_tokenizer=tokenizer.eval(),
+        scheduler=SequentialDecoding(),
+        text_encoder=encoder,
+        height=8,
+        width=8,
+        **{"class_names": names, "guidance_scale": 2.0, **options},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_pipeline():
+    """A class-conditional pipeline with the classes cat, dog and frog; guidance 2."""
+    return build_tiny_pipeline()
+
+
+@pytest.fixture
+def tiny_text_pipeline():
+    """A text-conditional pipeline with a word encoder; guidance 2."""
+    return build_tiny_pipeline(text=True)
+
+
+@pytest.fixture
+def make_tiny_pipeline():
+    """Builds tiny pipelines: make(text=False, **options of the pipeline)."""
+    return build_tiny_pipeline

@@ -1,0 +1,458 @@
+"""The pipeline: checks what is asked, conditions, decodes, draws; knows not how methods accept.
+
+Follows the conventions of diffusers pipelines (arguments, callbacks, saving, swapping components).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import is_accelerate_available
+from PIL import Image
+from torch import Tensor
+
+from visual_ar import loading
+from visual_ar.accel.decoding import Decoding, HostCopy
+from visual_ar.conditioning import Condition
+from visual_ar.layout import FREE, Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
+from visual_ar.request import (
+    Labels,
+    Prompt,
+    Request,
+    check_completion,
+    check_conditions,
+    check_output_type,
+    draw_seeds,
+    make_sampling,
+)
+from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.base import VisualTokenizer
+
+OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
+
+Callback = Callable[["VisualARPipeline", int, int, dict[str, Tensor]], Any]
+
+
+class VisualARPipeline(DiffusionPipeline):
+    """Draws pictures with a token generator, an image tokenizer and a decoding method.
+
+    The method is the component `scheduler`; another one takes its place with
+    `pipe.scheduler = X.from_config(pipe.scheduler.config)`.
+
+    Args:
+        model: the generator.
+        image_tokenizer: turns its tokens into pixels.
+        scheduler: the decoding method.
+        text_encoder: its `encode` turns B texts into features [B, P, C] and their mask bool [B, P];
+            None for class-conditional models.
+        class_names: one a class, for models whose classes have names.
+        height: default height of a picture in pixels.
+        width: default width.
+        guidance_scale: default of the call, like the four options below.
+        guidance_schedule: see `guidance_by_rank`.
+        temperature: above 0.
+        top_k: at least 0, 0 is off.
+        top_p: in (0, 1], 1 is off.
+
+    Raises:
+        ValueError: the components do not fit each other or a default is outside its range.
+    """
+
+    model_cpu_offload_seq = "text_encoder->model->image_tokenizer"
+    _optional_components = ["text_encoder"]  # noqa: RUF012  (read by diffusers as a class list)
+    _callback_tensor_inputs = ["tokens", "known"]  # noqa: RUF012  (likewise)
+
+    def __init__(
+        self,
+        model: TokenModel,
+        image_tokenizer: VisualTokenizer,
+        scheduler: Decoding,
+        text_encoder: ModelMixin | None = None,
+        class_names: list[str] | None = None,
+        height: int = 256,
+        width: int = 256,
+        guidance_scale: float = 1.0,
+        guidance_schedule: str = "constant",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            model=model,
+            image_tokenizer=image_tokenizer,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+        )
+        self.register_to_config(
+            class_names=class_names,
+            height=height,
+            width=width,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        self._image_processor = VaeImageProcessor()
+        self._interrupt = False
+        self._check_components()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> VisualARPipeline:
+        """Loads a pipeline that `save_pretrained` wrote. Reads safetensors and JSON only.
+
+        Args:
+            name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
+            dtype: of the weights; by default float32.
+            revision: branch, tag or commit on the hub.
+            token: for hub repositories that are not public.
+            local_files_only: use only what the hub's cache holds.
+
+        Raises:
+            FileNotFoundError: nothing of that name.
+            ValueError: no such pipeline is there, or its files are damaged.
+            OSError: the hub cannot be reached.
+        """
+        folder = loading.find(name, revision, token, local_files_only)
+        loading.check(folder, cls.__name__)
+        pipe = super().from_pretrained(
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            low_cpu_mem_usage=is_accelerate_available(),
+        )
+        for part in (pipe, *pipe.components.values()):
+            if part is not None:  # what is saved again must not tell where it once lay
+                part.register_to_config(_name_or_path=folder.name)
+        return pipe
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call in progress was asked to stop, by setting `pipe._interrupt = True`."""
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        prompt: Prompt = None,
+        class_labels: Labels = None,
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        image: Image.Image | Tensor | None = None,
+        mask: Tensor | np.ndarray | None = None,
+        output_type: str = "pil",
+    ) -> Request:
+        """Checks everything a call is given, before any work. See `__call__` for the arguments.
+
+        Returns:
+            the pictures to draw, as plain data. Seeds that were not given have been drawn.
+
+        Raises:
+            ValueError: an argument breaks a rule; the message names it, the rule and the value.
+        """
+        check_output_type(output_type)
+        conditions = check_conditions(
+            prompt, class_labels, num_images_per_prompt, self._classes, self.config.class_names
+        )
+        if self._classes is None and self.text_encoder is None:
+            raise ValueError("text_encoder must be given for a text-conditional model, got None")
+        if isinstance(self.text_encoder, TextEncoder):
+            self.text_encoder.tokenize(conditions)  # refuses prompts with too many words
+        layout = self._layout(
+            self.config.height if height is None else height,
+            self.config.width if width is None else width,
+        )
+        self.scheduler.check(self.model, layout)
+        completion = check_completion(
+            image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
+        )
+        given = (guidance_scale, guidance_schedule, temperature, top_k, top_p)
+        options: dict[str, Any] = {
+            name: self.config[name] if value is None else value
+            for name, value in zip(OPTIONS, given, strict=True)
+        }
+        # Checked before seeds are drawn, which would change the generator.
+        make_sampling([0], layout.length, **options)
+        drawn = draw_seeds(seeds, generator, len(conditions))
+        sampling = make_sampling(drawn, layout.length, **options)
+        return Request(conditions, sampling, layout, completion, output_type)
+
+    def stream(
+        self,
+        prompt: Prompt = None,
+        class_labels: Labels = None,
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        image: Image.Image | Tensor | None = None,
+        mask: Tensor | np.ndarray | None = None,
+        output_type: str = "pil",
+    ) -> Iterator[Preview]:
+        """Decodes pictures, yielding a preview after every pass; the last one is complete.
+
+        A preview draws its pictures only when asked, so that whoever shows them decides how often.
+        See `__call__` for the arguments.
+
+        Raises:
+            ValueError: an argument breaks a rule; at once, not when the first preview is asked for.
+        """
+        request = self.check_inputs(
+            prompt,
+            class_labels,
+            num_images_per_prompt,
+            guidance_scale,
+            guidance_schedule,
+            temperature,
+            top_k,
+            top_p,
+            generator,
+            seeds,
+            height,
+            width,
+            image,
+            mask,
+            output_type,
+        )
+        return self._previews(request)
+
+    def __call__(
+        self,
+        prompt: Prompt = None,
+        class_labels: Labels = None,
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        image: Image.Image | Tensor | None = None,
+        mask: Tensor | np.ndarray | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+    ) -> VisualAROutput | tuple[Any, ...]:
+        """Draws B pictures, `num_images_per_prompt` of every prompt or class, in that order.
+
+        Options left out have the defaults of the pipeline. A picture depends on its seed and its
+        options, not on the others of the batch.
+
+        Args:
+            prompt: text, one or several, for text-conditional models.
+            class_labels: names or numbers of classes, for class-conditional models.
+            num_images_per_prompt: at least 1.
+            guidance_scale: at least 0; 1 is unguided and costs half.
+            guidance_schedule: see `guidance_by_rank`.
+            temperature: above 0.
+            top_k: at least 0, 0 is off.
+            top_p: in (0, 1], 1 is off.
+            generator: from which seeds are drawn, one for all pictures or one for each.
+            seeds: S for S, S + 1, ..., or one for each picture, in [0, 2^63). Without seeds and
+                generator they are drawn from torch's own generator; `stats` records them.
+            height: in pixels, a height the model was trained for.
+            width: in pixels, likewise.
+            image: picture to complete, PIL or float [3, H, W] or [B, 3, H, W] in [0, 1].
+            mask: bool [h, w] or [B, h, w], cells of `image` to keep; the others are drawn.
+            output_type: "pil", "np", "pt", "latent" or "tokens", see `VisualAROutput.images`.
+            return_dict: return a `VisualAROutput` rather than a tuple of its entries.
+            callback_on_step_end: called after every pass as f(pipe, pass index, tokens known in
+                all pictures together, tensors). What it returns is not read: accepted tokens are
+                final. It may set `pipe._interrupt = True`.
+            callback_on_step_end_tensor_inputs: which of "tokens" (int64 [B, N] in raster order, -1
+                where not known) and "known" (bool [B, N]) the callback gets.
+
+        Raises:
+            ValueError: an argument breaks a rule; names it, the rule and the value.
+        """
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise ValueError(
+                    f"callback_on_step_end_tensor_inputs must be among "
+                    f"{', '.join(self._callback_tensor_inputs)}, got {name!r}"
+                )
+        request = self.check_inputs(
+            prompt,
+            class_labels,
+            num_images_per_prompt,
+            guidance_scale,
+            guidance_schedule,
+            temperature,
+            top_k,
+            top_p,
+            generator,
+            seeds,
+            height,
+            width,
+            image,
+            mask,
+            output_type,
+        )
+        with self.progress_bar(total=len(request.conditions) * request.layout.length) as bar:
+            for preview in self._previews(request):
+                bar.update(preview.committed - bar.n)
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        tensors[name] = getattr(preview, name)
+                    callback_on_step_end(self, preview.step, preview.committed, tensors)
+        images = preview.images()
+        self.maybe_free_model_hooks()
+        output = VisualAROutput(images=images, tokens=preview.tokens, stats=preview.stats)
+        return output if return_dict else output.to_tuple()
+
+    def encode_condition(self, request: Request) -> Condition:
+        """The prefix of every picture, and of its unconditional twin when guided."""
+        if self._classes is not None:
+            self._onload("model")
+            labels = torch.tensor(request.conditions, device=self._execution_device)
+            return self.model.condition(labels, guided=request.guided)
+        texts = list(dict.fromkeys(request.conditions))
+        self._onload("text_encoder")
+        features, mask = self.text_encoder.encode(texts)
+        rows = torch.tensor([texts.index(text) for text in request.conditions])
+        rows = rows.to(features.device)
+        self._onload("model")
+        return self.model.condition(features[rows], mask[rows], guided=request.guided)
+
+    def _previews(self, request: Request) -> Iterator[Preview]:
+        """The one generator behind `stream` and `__call__`."""
+        try:
+            yield from self._passes(request)
+        finally:
+            self.maybe_free_model_hooks()
+
+    @torch.inference_mode()
+    def _passes(self, request: Request) -> Iterator[Preview]:
+        self._interrupt = False
+        device = self._execution_device
+        watch = Stopwatch(device)
+        with watch.stage("condition"):
+            layout = self._forced(request)
+            condition = self.encode_condition(request)
+        with watch.stage("window"):
+            window = self.scheduler.choose_window(self.model, layout, condition, request.sampling)
+        run = Run.of(self.scheduler, self.model, request, window)
+        steps = self.scheduler.decode(self.model, layout, condition, request.sampling, window)
+        tally = Tally.start(len(request.conditions), layout, device)
+        committed = HostCopy(device, 0)
+        draw = partial(self._draw, request, watch)
+        while True:
+            self._onload("model")
+            with watch.stage("decode", wait=False):
+                step = next(steps, None)
+            if step is None:
+                break
+            tally = tally.after(step)
+            committed.push(step.known.sum())
+            yield Preview(run, step, tally, committed.read(), watch.seconds, draw)
+            if self._interrupt:
+                break
+        with watch.stage("decode"):
+            pass  # waits for what the passes left to the device
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        request: Request,
+        watch: Stopwatch,
+        tokens: Tensor,
+        known: Tensor,
+        output_type: str | None = None,
+    ) -> Any:
+        """Draws tokens int64 [B, N] and known bool [B, N], both in raster order."""
+        kind = request.output_type if output_type is None else output_type
+        check_output_type(kind)
+        if kind == "tokens":
+            return tokens
+        grid, codes = request.layout.grid, tokens.clamp(min=0)
+        with watch.stage("detokenise"):
+            if kind == "latent":
+                self._onload("image_tokenizer")
+                latents = self.image_tokenizer.lookup(codes, grid)
+                return latents.masked_fill(~known.unflatten(1, grid)[:, None], 0)
+            pixels = self.image_tokenizer.decode(codes, grid, known)
+            return self._image_processor.postprocess(pixels.float(), output_type=kind)
+
+    def _forced(self, request: Request) -> Layout:
+        """The layout with the tokens of the cells that are kept."""
+        completion = request.completion
+        if completion is None:
+            return request.layout
+        tokenizer = self.image_tokenizer
+        self._onload("image_tokenizer")
+        codes = tokenizer.encode(completion.pixels.to(tokenizer.device, tokenizer.dtype))
+        forced = torch.where(completion.keep.to(codes.device), codes, FREE)
+        return request.layout.with_forced(forced.expand(len(request.conditions), -1))
+
+    @property
+    def _classes(self) -> int | None:
+        """Number of classes; None when the model is text-conditional."""
+        return self.model.config.get("num_classes")
+
+    def _layout(self, height: int, width: int) -> Layout:
+        try:
+            return self.model.layout(self.image_tokenizer.grid(height, width))
+        except ValueError as error:
+            raise ValueError(
+                f"height and width must be a size this model was trained for, "
+                f"got {height}x{width}: {error}"
+            ) from None
+
+    def _onload(self, name: str) -> None:
+        """Brings an offloaded component back before it is used outside of its forward."""
+        component = getattr(self, name)
+        hook = getattr(component, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(component)
+
+    def _check_components(self) -> None:
+        config, model, tokenizer = self.config, self.model, self.image_tokenizer
+        if model.vocab_size != tokenizer.codebook_size:
+            raise ValueError(
+                f"model and image_tokenizer must have one code book, got {model.vocab_size} and "
+                f"{tokenizer.codebook_size} codes"
+            )
+        if config.class_names is not None and len(config.class_names) != self._classes:
+            raise ValueError(
+                f"class_names must have one name for each of {self._classes} classes, "
+                f"got {len(config.class_names)}"
+            )
+        layout = self._layout(config.height, config.width)
+        options = {key: config[key] for key in OPTIONS}
+        make_sampling([0], layout.length, **options)

@@ -1,0 +1,307 @@
+"""Checks what a user asks of a pipeline, before any work, and turns it into plain data.
+
+Knows what may be asked and how to say what is wrong with it; knows nothing about decoding.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visual_ar.guidance import guidance_by_rank
+from visual_ar.layout import Layout
+from visual_ar.sampling import Sampling
+
+Prompt = str | Sequence[str] | None
+Labels = int | str | Sequence[int | str] | None
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent", "tokens")
+_LISTED = 20  # so many names fit into an error message
+_SEEDS = 2**53  # drawn seeds stay below it, so that every JSON reader keeps them exact
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Part of a picture that is kept.
+
+    Attributes:
+        pixels: float [1 or B, 3, H, W] in [-1, 1].
+        keep: bool [1 or B, N] in raster order of the cells, True where the cell is kept.
+    """
+
+    pixels: Tensor
+    keep: Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """B pictures to draw.
+
+    Attributes:
+        conditions: B prompts, or B class numbers.
+        sampling: options of every picture.
+        layout: the decode order, nothing forced.
+        completion: what is kept of given pictures, if any.
+        output_type: one of `OUTPUT_TYPES`.
+    """
+
+    conditions: list[str] | list[int]
+    sampling: Sampling
+    layout: Layout
+    completion: Completion | None
+    output_type: str
+
+    @property
+    def guided(self) -> bool:
+        """Whether any rank of any picture is guided."""
+        return bool((self.sampling.guidance != 1).any())
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        return self.sampling.seed.tolist()
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises ValueError unless `output_type` is one of `OUTPUT_TYPES`."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(
+            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"
+        )
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless an option is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def make_sampling(
+    seeds: list[int],
+    length: int,
+    guidance_scale: float,
+    guidance_schedule: str,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Sampling:
+    """The same options for every seed.
+
+    Args:
+        seeds: one a picture.
+        length: tokens of a picture N.
+        guidance_scale: at least 0; 1 is unguided.
+        guidance_schedule: see `guidance_by_rank`.
+        temperature: above 0.
+        top_k: at least 0, 0 is off.
+        top_p: in (0, 1], 1 is off.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+    numbers = {"guidance_scale": guidance_scale, "temperature": temperature, "top_p": top_p}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    check_whole("top_k", top_k, least=0)
+    Sampling.create([0], guidance_scale)  # named as the user gave it, not rank by rank
+    scales = guidance_by_rank(guidance_scale, guidance_schedule, length)
+    return Sampling.create(seeds, scales, temperature, top_k, top_p)
+
+
+def check_conditions(
+    prompt: Prompt,
+    class_labels: Labels,
+    repeats: int,
+    classes: int | None,
+    names: Sequence[str] | None,
+) -> list[str] | list[int]:
+    """What the pictures show: B prompts or B class numbers, each given one `repeats` times.
+
+    Args:
+        prompt: for text-conditional models.
+        class_labels: for class-conditional models.
+        repeats: pictures of every prompt or class, at least 1.
+        classes: number of classes; None for text-conditional models.
+        names: one a class, if they have names.
+
+    Raises:
+        ValueError: the model takes the other kind, or an entry is empty or unknown.
+    """
+    check_whole("num_images_per_prompt", repeats, least=1)
+    if classes is not None:
+        if prompt is not None:
+            raise ValueError(
+                f"prompt must be left out for this class-conditional model, which takes "
+                f"class_labels ({_describe(classes, names)}), got {prompt!r}"
+            )
+        labels = check_labels(class_labels, classes, names)
+        return [label for label in labels for _ in range(repeats)]
+    if class_labels is not None:
+        raise ValueError(
+            f"class_labels must be left out for this text-conditional model, which takes a "
+            f"prompt, got {class_labels!r}"
+        )
+    return [text for text in check_prompts(prompt) for _ in range(repeats)]
+
+
+def check_prompts(prompt: Prompt) -> list[str]:
+    """The prompts of a text-conditional model.
+
+    Raises:
+        ValueError: there is none, or one is empty or no text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    if not prompts:
+        raise ValueError(f"prompt must be given for this text-conditional model, got {prompt!r}")
+    for text in prompts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"prompt must be text that is not empty, got {text!r}")
+    return prompts
+
+
+def check_labels(class_labels: Labels, count: int, names: Sequence[str] | None) -> list[int]:
+    """The numbers of the classes that are asked for by number or by name.
+
+    Args:
+        class_labels: one or several.
+        count: number of classes.
+        names: one a class, if they have names.
+
+    Raises:
+        ValueError: there is none, or one is unknown.
+    """
+    if isinstance(class_labels, str | int) or class_labels is None:
+        labels = [] if class_labels is None else [class_labels]
+    else:
+        labels = list(class_labels)
+    if not labels:
+        raise ValueError(
+            f"class_labels must be given for this class-conditional model "
+            f"({_describe(count, names)}), got {class_labels!r}"
+        )
+    return [_label(label, count, list(names or [])) for label in labels]
+
+
+def _label(label: int | str, count: int, names: list[str]) -> int:
+    if isinstance(label, str):
+        if label in names:
+            return names.index(label)
+        number = int(label) if label.isdecimal() else -1
+    else:
+        number = label if isinstance(label, int) and not isinstance(label, bool) else -1
+    if not 0 <= number < count:
+        close = difflib.get_close_matches(str(label), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"class_labels must be {_describe(count, names)}, got {label!r}{hint}")
+    return number
+
+
+def _describe(count: int, names: Sequence[str] | None) -> str:
+    numbers = f"in 0..{count - 1}"
+    if not names:
+        return numbers
+    listed = ", ".join(names) if len(names) <= _LISTED else f"a name such as {names[0]!r}"
+    return f"{numbers} or {listed}"
+
+
+def draw_seeds(
+    seeds: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    pictures: int,
+) -> list[int]:
+    """One seed a picture: as given, or else drawn from a generator or from torch's own.
+
+    Args:
+        seeds: S for S, S + 1, ..., or one for every picture.
+        generator: one for all pictures or one for each; left where drawing took it.
+        pictures: how many B.
+
+    Raises:
+        ValueError: both are given, or a list has another length than B.
+    """
+    if seeds is not None and generator is not None:
+        raise ValueError(f"generator must be left out when seeds is given, got seeds={seeds!r}")
+    if seeds is not None:
+        listed = range(seeds, seeds + pictures) if isinstance(seeds, int) else list(seeds)
+        _check_length("seeds", len(listed), pictures)
+        for seed in listed:
+            check_whole("seeds", seed, least=0)
+        return list(listed)
+    if generator is None or isinstance(generator, torch.Generator):
+        return _random_seeds(generator, pictures)
+    _check_length("generator", len(generator), pictures)
+    return [_random_seeds(one, 1)[0] for one in generator]
+
+
+def _random_seeds(generator: torch.Generator | None, count: int) -> list[int]:
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(_SEEDS, (count,), generator=generator, device=device).tolist()
+
+
+def _check_length(name: str, length: int, pictures: int) -> None:
+    if length != pictures:
+        raise ValueError(
+            f"{name} must have one entry for each of {pictures} pictures, got {length}"
+        )
+
+
+def check_completion(
+    image: Image.Image | Tensor | None,
+    mask: Tensor | np.ndarray | None,
+    grid: tuple[int, ...],
+    downsample: int,
+    pictures: int,
+) -> Completion | None:
+    """The cells that are kept of a picture.
+
+    Args:
+        image: a PIL picture, or float [3, H, W] or [B, 3, H, W] in [0, 1].
+        mask: bool [h, w] or [B, h, w], True keeps a cell.
+        grid: (h, w) in cells.
+        downsample: pixels along each side of a cell.
+        pictures: how many B.
+
+    Raises:
+        ValueError: one is given without the other, or does not fit.
+    """
+    if (image is None) != (mask is None):
+        missing, given = ("image", "mask") if image is None else ("mask", "image")
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+    if image is None or mask is None:
+        return None
+    keep = torch.as_tensor(mask)
+    if keep.dtype != torch.bool or tuple(keep.shape) not in (grid, (pictures, *grid)):
+        raise ValueError(
+            f"mask must be bool of shape {list(grid)} or {[pictures, *grid]}, one entry a cell, "
+            f"got {keep.dtype} {list(keep.shape)}"
+        )
+    size = (grid[0] * downsample, grid[1] * downsample)
+    return Completion(_pixels(image, size, pictures), keep.reshape(-1, grid[0] * grid[1]))
+
+
+def _pixels(image: Image.Image | Tensor, size: tuple[int, int], pictures: int) -> Tensor:
+    """Pixels in [-1, 1], float [1 or B, 3, H, W]."""
+    if isinstance(image, Image.Image):
+        if image.has_transparency_data:
+            raise ValueError(f"image must be without transparency, got mode {image.mode}")
+        array = np.array(image.convert("RGB"), dtype=np.float32) / 255
+        image = torch.from_numpy(array).permute(2, 0, 1)
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image must be a PIL picture or a float tensor, got {kind}")
+    if tuple(image.shape) not in ((3, *size), (pictures, 3, *size)):
+        raise ValueError(
+            f"image must be {size[0]} pixels high and {size[1]} wide with 3 channels, for one or "
+            f"for each of {pictures} pictures, got shape {list(image.shape)}"
+        )
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"image must have values in [0, 1], got [{low:g}, {high:g}]")
+    return image.reshape(-1, 3, *size) * 2 - 1
