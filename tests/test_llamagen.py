@@ -273,7 +273,7 @@ PARAMETERS = {  # millions, of the class-conditional models with blocks of 256 t
 def test_published_sizes_have_the_published_parameters(size):
     n_layer, n_head, dim = SIZES[size]
     with torch.device("meta"):
-        model = LlamaGen(dim, n_layer, n_head, num_classes=1000)
+        model = LlamaGen(dim=dim, n_layer=n_layer, n_head=n_head, num_classes=1000)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     ffn = {"GPT-B": 2048, "GPT-L": 2816, "GPT-XL": 3584, "GPT-XXL": 4096, "GPT-3B": 8704}[size]
     expected = {
@@ -310,7 +310,7 @@ def test_published_sizes_have_the_published_parameters(size):
 def test_the_configuration_of_a_checkpoint_follows_from_its_shapes(size, name, options, side):
     n_layer, n_head, dim = SIZES[size]
     with torch.device("meta"):
-        model = LlamaGen(dim, n_layer, n_head, grid_size=side, **options)
+        model = LlamaGen(dim=dim, n_layer=n_layer, n_head=n_head, grid_size=side, **options)
         state = dict(model.state_dict())
         state["freqs_cis"] = torch.empty(side * side + 1, 32, 2)
         state["layers.0.attention.kv_cache.k_cache"] = torch.empty(2, 4, 8, 8)
