@@ -10,10 +10,11 @@ from rich.console import Console
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.evaluation import machine, speed
-from visual_ar.evaluation.speed import Schedule, Workload, bench, parse_method
+from visual_ar.evaluation import machine, probes, speed
+from visual_ar.evaluation.speed import Schedule, bench, parse_method
 from visual_ar.evaluation.speed_summary import Trial, speedup, spread, summarise
 from visual_ar.evaluation.speed_table import render
+from visual_ar.evaluation.workload import Workload
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, decode_all, enumerate_law
@@ -128,8 +129,8 @@ def test_nothing_but_the_model_moves_this_clock(document):
 def test_the_share_outside_the_model_is_of_the_passes_after_the_first(workload):
     """Every reading of this clock is a second later: a pass holds 4 readings, 2 of them inside."""
     readings = iter(range(10_000))
-    share = speed.outside_model_share(
-        SequentialDecoding(), workload, SCHEDULE, lambda: float(next(readings))
+    share = probes.outside_model_share(
+        SequentialDecoding(), 1, workload, [0], [5], lambda: float(next(readings))
     )
     passes = 11
     assert share == pytest.approx(1 - 2 * passes / (4 * passes + 1))
@@ -149,9 +150,9 @@ def test_methods_take_turns_in_an_order_that_rotates(workload, monkeypatch):
     drawn = []
     draw = speed.draw
 
-    def spy(method, workload, numbers, seeds, clock):
-        drawn.append((type(method).__name__, list(numbers), seeds))
-        return draw(method, workload, numbers, seeds, clock)
+    def spy(contender, workload, numbers, seeds, clock):
+        drawn.append((type(contender.method).__name__, list(numbers), seeds))
+        return draw(contender, workload, numbers, seeds, clock)
 
     monkeypatch.setattr(speed, "draw", spy)
     schedule = Schedule(pictures=2, batches=(1, 2), rounds=2, warmup=1, seed=0)
@@ -189,20 +190,13 @@ def test_an_automatic_window_is_settled_before_anything_is_timed(workload, monke
         return 3
 
     monkeypatch.setattr(SpeculativeJacobiDecoding, "choose_window", choose)
-    widths = []
-    draw = speed.draw
-
-    def spy(method, *rest):
-        widths.append(method.config.get("window"))
-        return draw(method, *rest)
-
-    monkeypatch.setattr(speed, "draw", spy)
     report = bench(workload, ["jacobi"], Schedule(pictures=2, batches=(1, 2), rounds=1))
-    assert "auto" not in widths
+    assert asked == [1, 2]
     method = report["methods"][1]
     assert method["options"]["window"] == "auto"
     assert [row["window"] for row in method["batches"]] == [3, 3]
-    assert asked[:2] == [1, 2]
+    row = method["batches"][0]
+    assert row["head_evaluations_per_picture"] == 3 * row["passes_per_picture"]
 
 
 def test_entropy_is_that_of_the_laws_along_the_drawn_sequence():
@@ -225,7 +219,7 @@ def test_entropy_is_that_of_the_laws_along_the_drawn_sequence():
         p = weights / weights.sum()
         expected.append(float(torch.special.entr(p).sum() / math.log(2)))
     assert sum(expected) > 0.5
-    measured = speed.law_entropy(job, [0], [7], tokens)
+    measured = probes.law_entropy(job, [0], [7], tokens)
     assert measured[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -353,7 +347,7 @@ def test_entropy_of_a_transformer_is_that_of_its_full_causal_pass(llamagen):
         inside = ordered.cumsum(-1) - ordered < OPTIONS["top_p"]
         p = (ordered * inside) / (ordered * inside).sum(-1, keepdim=True)
     expected = torch.special.entr(p).sum(-1) / math.log(2)
-    measured = speed.law_entropy(llamagen, numbers, seeds, tokens)
+    measured = probes.law_entropy(llamagen, numbers, seeds, tokens)
     assert torch.allclose(measured, expected, atol=1e-4)
     assert 0.5 < float(measured.mean()) < 3
 

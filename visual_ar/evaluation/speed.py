@@ -8,23 +8,21 @@ and the share of a pass spent outside the model are taken outside of the timed p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from visual_ar import accel
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
-from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.conditioning import Condition
+from visual_ar.evaluation import machine
+from visual_ar.evaluation.probes import Clock, law_entropy, now, outside_model_share
 from visual_ar.evaluation.speed_summary import Trial, identical, summarise
-from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
-from visual_ar.sampling import Sampling
+from visual_ar.evaluation.workload import DEFAULTS, Options, Workload, from_pipeline
+
+if TYPE_CHECKING:
+    from visual_ar.pipeline import VisualARPipeline
 
 BASELINE = "sequential"
 DEFAULT_METHODS = (
@@ -37,27 +35,19 @@ DEFAULT_METHODS = (
     "jacobi:window=auto",
 )
 
-Clock = Callable[[], float]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is drawn, one function a stage.
+class Contender(NamedTuple):
+    """A method with its window settled, so that no timed batch includes the choice.
 
     Attributes:
-        model: the generator.
-        layout: its decode order.
-        condition: encodes the pictures of the given numbers, counted from 0 in every round.
-        sampling: options of pictures with the given seeds.
-        detokenise: int64 [B, N] in decode order to pixels [B, 3, H, W].
+        method: how to decode.
+        window: ranks that a pass predicts.
     """
 
-    model: TokenModel
-    layout: Layout
-    condition: Callable[[Sequence[int]], Condition]
-    sampling: Callable[[list[int]], Sampling]
-    detokenise: Callable[[Tensor], Tensor]
+    method: Decoding
+    window: int
 
 
 class Schedule(NamedTuple):
@@ -141,8 +131,9 @@ def bench(
         progress: called as progress(done, total) after every batch drawn.
 
     Returns:
-        a JSON-able document: the schedule, the order of the methods in every round, the mean
-        entropy of the laws, and for every method and batch size what `summarise` returns.
+        a JSON-able document: the machine, the schedule, the order of the methods in every round,
+        the mean entropy of the laws, for every method and batch size what `summarise` returns, and
+        the peak memory of the process, which on a CPU is all that can be told.
 
     Raises:
         ValueError: an unknown method or option, a schedule outside its ranges, or a method that
@@ -153,14 +144,15 @@ def bench(
     decodings = {name: parse_method(name) for name in dict.fromkeys((BASELINE, *methods))}
     for decoding in decodings.values():
         decoding.check(workload.model, workload.layout)
-    fixed = {
-        (name, batch): _with_window(decoding, workload, schedule, batch)
+    contenders = {
+        (name, batch): _settled(decoding, workload, schedule, batch)
         for name, decoding in decodings.items()
         for batch in schedule.batches
     }
-    order, trials = _measure(fixed, workload, schedule, clock, progress)
+    order, trials = _measure(contenders, workload, schedule, clock, progress)
     first = schedule.batches[0]
     return {
+        "machine": machine.describe(workload.model.device, workload.model.dtype),
         "baseline": BASELINE,
         **schedule._asdict(),
         "order": order,
@@ -169,66 +161,92 @@ def bench(
         "prefill_passes": int(workload.model.prefix_length > 1),
         "entropy_bits_per_token": _entropy(workload, schedule, trials[BASELINE, first]),
         "methods": [
-            _describe(name, decoding, fixed, trials, workload, schedule, clock)
-            for name, decoding in decodings.items()
+            _describe(name, contenders, trials, workload, schedule, clock) for name in decodings
         ],
+        "process_peak_memory_bytes": machine.process_peak_memory(),
     }
+
+
+def bench_pipeline(
+    pipe: VisualARPipeline,
+    name: str,
+    subjects: Sequence[str],
+    options: Options = DEFAULTS,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    schedule: Schedule | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`bench` of what a pipeline draws, whatever its own method.
+
+    Args:
+        pipe: draws text or classes.
+        name: of the model, for the report.
+        subjects: prompts or class names; pictures take them in turn.
+        options: of sampling.
+        methods: see `bench`, like the two below.
+        schedule: how much is measured.
+        progress: called after every batch drawn.
+
+    Raises:
+        ValueError: as `bench`, and for a subject or an option that the pipeline refuses.
+    """
+    workload = from_pipeline(pipe, subjects, options)
+    report = bench(workload, methods, schedule, progress=progress)
+    return {"model": name, "sampling": options.filled(pipe), "subjects": list(subjects), **report}
 
 
 def _describe(
     name: str,
-    decoding: Decoding,
-    fixed: Mapping[tuple[str, int], tuple[Decoding, int]],
+    contenders: Mapping[tuple[str, int], Contender],
     trials: Mapping[tuple[str, int], list[list[Trial]]],
     workload: Workload,
     schedule: Schedule,
     clock: Clock,
 ) -> dict[str, Any]:
+    first, numbers = contenders[name, schedule.batches[0]], schedule.parts(schedule.batches[0])[0]
+    method = first.method
+    exact = isinstance(method, ExactMatchJacobiDecoding)
     batches = []
     for batch in schedule.batches:
         rounds, baseline = trials[name, batch], trials[BASELINE, batch]
-        exact = isinstance(decoding, ExactMatchJacobiDecoding)
         batches.append(
             {
                 "batch": batch,
-                "window": fixed[name, batch][1],
+                "window": contenders[name, batch].window,
                 **summarise(rounds, baseline),
                 "identical": identical(rounds, baseline) if exact else None,
             }
         )
-    single = fixed[name, schedule.batches[0]][0]
     return {
         "name": name,
-        "class": type(decoding).__name__,
-        "options": {k: v for k, v in decoding.config.items() if not k.startswith("_")},
-        "lossless": decoding.lossless,
-        "outside_model_share": outside_model_share(single, workload, schedule, clock),
+        "class": type(method).__name__,
+        "options": {k: v for k, v in method.config.items() if not k.startswith("_")},
+        "lossless": method.lossless,
+        "outside_model_share": outside_model_share(
+            *first, workload, numbers, schedule.seeds(numbers, 0), clock
+        ),
         "batches": batches,
     }
 
 
-def _with_window(
-    decoding: Decoding, workload: Workload, schedule: Schedule, batch: int
-) -> tuple[Decoding, int]:
-    """The method with its window settled, so that no timed batch includes the choice."""
+@torch.inference_mode()
+def _settled(method: Decoding, workload: Workload, schedule: Schedule, batch: int) -> Contender:
     numbers = schedule.parts(batch)[0]
     sampling = workload.sampling(schedule.seeds(numbers, 0))
     condition = workload.condition(numbers)
-    window = decoding.choose_window(workload.model, workload.layout, condition, sampling)
-    if decoding.config.get("window") == "auto":
-        decoding = type(decoding).from_config(decoding.config, window=window)
-    return decoding, window
+    window = method.choose_window(workload.model, workload.layout, condition, sampling)
+    return Contender(method, window)
 
 
 def _measure(
-    fixed: Mapping[tuple[str, int], tuple[Decoding, int]],
+    contenders: Mapping[tuple[str, int], Contender],
     workload: Workload,
     schedule: Schedule,
     clock: Clock,
     progress: Progress | None,
 ) -> tuple[list[list[str]], dict[tuple[str, int], list[list[Trial]]]]:
     """Draws everything. Returns the order of the methods by round, and trials by round."""
-    names = list(dict.fromkeys(name for name, _ in fixed))
+    names = list(dict.fromkeys(name for name, _ in contenders))
     parts = {batch: schedule.parts(batch) for batch in schedule.batches}
     warm = {batch: parts[batch][: schedule.warmup] for batch in parts}
     of_a_method = sum(len(warm[batch]) + schedule.rounds * len(parts[batch]) for batch in parts)
@@ -237,16 +255,16 @@ def _measure(
     def trial(name: str, batch: int, numbers: list[int], turn: int) -> Trial:
         nonlocal drawn
         seeds = schedule.seeds(numbers, turn)
-        result = draw(fixed[name, batch][0], workload, numbers, seeds, clock)
+        result = draw(contenders[name, batch], workload, numbers, seeds, clock)
         drawn += 1
         if progress is not None:
             progress(drawn, total)
         return result
 
-    for name, batch in fixed:
+    for name, batch in contenders:
         for numbers in warm[batch]:
             trial(name, batch, numbers, 0)
-    trials: dict[tuple[str, int], list[list[Trial]]] = {key: [] for key in fixed}
+    trials: dict[tuple[str, int], list[list[Trial]]] = {key: [] for key in contenders}
     order = [_rotated(names, turn) for turn in range(schedule.rounds)]
     for turn, turn_names in enumerate(order):
         for batch in schedule.batches:
@@ -265,7 +283,7 @@ def _rotated(names: list[str], turn: int) -> list[str]:
 
 @torch.inference_mode()
 def draw(
-    method: Decoding,
+    contender: Contender,
     workload: Workload,
     numbers: Sequence[int],
     seeds: list[int],
@@ -274,28 +292,29 @@ def draw(
     """Draws and times one batch.
 
     Args:
-        method: how to decode.
+        contender: how to decode.
         workload: what is drawn.
         numbers: of the B pictures.
         seeds: one a picture.
         clock: seconds from any origin.
     """
-    device = workload.model.device
+    method, window = contender
+    model, sampling = workload.model, workload.sampling(seeds)
+    device = model.device
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    times = [_now(device, clock)]
+    times = [now(device, clock)]
     condition = workload.condition(numbers)
-    times.append(_now(device, clock))
+    times.append(now(device, clock))
     committed, head_evaluations = [], 0
-    steps = method.decode(workload.model, workload.layout, condition, workload.sampling(seeds))
-    for step in steps:
+    for step in method.decode(model, workload.layout, condition, sampling, window):
         committed.append(step.committed)
         head_evaluations += step.head_evaluations
         tokens = step.tokens
-    times.append(_now(device, clock))
+    times.append(now(device, clock))
     workload.detokenise(tokens)
-    times.append(_now(device, clock))
+    times.append(now(device, clock))
     return Trial(
         condition=times[1] - times[0],
         decode=times[2] - times[1],
@@ -305,33 +324,6 @@ def draw(
         tokens=tokens.cpu(),
         peak_memory=torch.cuda.max_memory_allocated(device) if cuda else None,
     )
-
-
-@torch.inference_mode()
-def law_entropy(
-    workload: Workload, numbers: Sequence[int], seeds: list[int], tokens: Tensor
-) -> Tensor:
-    """Entropy of the guided, warped law of every token, given the tokens before it, in one pass.
-
-    Args:
-        workload: what was drawn.
-        numbers: of the B pictures.
-        seeds: one a picture.
-        tokens: int64 [B, N] in decode order.
-
-    Returns:
-        fp32 [B, N], in bits.
-    """
-    model, layout, sampling = workload.model, workload.layout, workload.sampling(seeds)
-    condition = workload.condition(numbers)
-    batch, length = tokens.shape
-    method = SequentialDecoding()
-    guided = len(condition.prefix) == 2 * batch
-    state = method.init(model, layout, batch, guided, window=length)
-    method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
-    ranks = torch.arange(length, device=model.device).expand(batch, -1)
-    feed = tokens.to(model.device).roll(1, dims=1)  # rank -1 is fed the prefix, not a token
-    return state.law(state.forward(feed, ranks - 1), ranks).entropy()
 
 
 def _entropy(workload: Workload, schedule: Schedule, rounds: list[list[Trial]]) -> float:
@@ -344,60 +336,3 @@ def _entropy(workload: Workload, schedule: Schedule, rounds: list[list[Trial]]) 
                 seeds = schedule.seeds([number], turn)
                 means.append(law_entropy(workload, [number], seeds, tokens[None]).mean())
     return float(torch.stack(means).mean())
-
-
-@torch.inference_mode()
-def outside_model_share(
-    method: Decoding, workload: Workload, schedule: Schedule, clock: Clock = time.perf_counter
-) -> float | None:
-    """Share of a pass that is neither the model's trunk nor its head, for one batch.
-
-    The first pass, which includes the prefill, is left out. On a GPU every call waits for its end,
-    so the share says what the kernels cost, not what overlaps.
-
-    Returns:
-        in [0, 1]; None when one pass drew everything.
-    """
-    numbers = schedule.parts(schedule.batches[0])[0]
-    condition = workload.condition(numbers)
-    sampling = workload.sampling(schedule.seeds(numbers, 0))
-    device = workload.model.device
-    with _timed(workload.model, clock) as inside:
-        steps = method.decode(workload.model, workload.layout, condition, sampling)
-        next(steps)
-        inside.clear()
-        start = _now(device, clock)
-        passes = sum(1 for _ in steps)
-        total = _now(device, clock) - start
-    return 1.0 - sum(inside) / total if passes else None
-
-
-@contextmanager
-def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
-    """Collects the seconds of every call of the model's trunk and head."""
-    seconds: list[float] = []
-
-    def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*args: Any, **kwargs: Any) -> Tensor:
-            start = _now(model.device, clock)
-            result = function(*args, **kwargs)
-            seconds.append(_now(model.device, clock) - start)
-            return result
-
-        return call
-
-    parts = ("forward", "predict")
-    for part in parts:
-        setattr(model, part, timed(getattr(model, part)))
-    try:
-        yield seconds
-    finally:
-        for part in parts:
-            delattr(model, part)
-
-
-def _now(device: torch.device, clock: Clock) -> float:
-    """The time once the device has finished what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock()

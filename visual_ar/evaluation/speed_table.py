@@ -21,6 +21,16 @@ def render(document: dict[str, Any]) -> RenderableType:
     return Group(*tables, *_notes(document))
 
 
+def heading(document: dict[str, Any]) -> str:
+    """What was drawn, how and on what, in one line. document: as `bench_pipeline` returns it."""
+    machine, sampling = document["machine"], document["sampling"]
+    options = ", ".join(f"{name} {value:g}" for name, value in sampling.items())
+    return (
+        f"{document['model']} ({options}) on {machine['device']}, {machine['device_name']}, "
+        f"{machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}"
+    )
+
+
 def _table(document: dict[str, Any], index: int) -> Table:
     rounds, pictures = document["rounds"], document["pictures"]
     title = f"batch {document['batches'][index]}, {rounds} rounds of {pictures} pictures"

@@ -1,0 +1,117 @@
+"""What is measured outside of the timed parts: entropy of the laws, share spent outside the model.
+
+Knows methods and models by their contracts only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.evaluation.workload import Workload
+from visual_ar.models.base import TokenModel
+
+Clock = Callable[[], float]
+
+
+@torch.inference_mode()
+def law_entropy(
+    workload: Workload, numbers: Sequence[int], seeds: list[int], tokens: Tensor
+) -> Tensor:
+    """Entropy of the guided, warped law of every token, given the tokens before it, in one pass.
+
+    Args:
+        workload: what was drawn.
+        numbers: of the B pictures.
+        seeds: one a picture.
+        tokens: int64 [B, N] in decode order.
+
+    Returns:
+        fp32 [B, N], in bits.
+    """
+    model, layout, sampling = workload.model, workload.layout, workload.sampling(seeds)
+    condition = workload.condition(numbers)
+    batch, length = tokens.shape
+    method = SequentialDecoding()
+    guided = len(condition.prefix) == 2 * batch
+    state = method.init(model, layout, batch, guided, window=length)
+    method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
+    ranks = torch.arange(length, device=model.device).expand(batch, -1)
+    feed = tokens.to(model.device).roll(1, dims=1)  # rank -1 is fed the prefix, not a token
+    return state.law(state.forward(feed, ranks - 1), ranks).entropy()
+
+
+@torch.inference_mode()
+def outside_model_share(
+    method: Decoding,
+    window: int,
+    workload: Workload,
+    numbers: Sequence[int],
+    seeds: list[int],
+    clock: Clock = time.perf_counter,
+) -> float | None:
+    """Share of a pass that is neither the model's trunk nor its head, for one batch.
+
+    The first pass, which includes the prefill, is left out. On a GPU every call waits for its end,
+    so the share says what the kernels cost, not what overlaps.
+
+    Args:
+        method: how to decode.
+        window: ranks that a pass predicts.
+        workload: what is drawn.
+        numbers: of the B pictures.
+        seeds: one a picture.
+        clock: seconds from any origin.
+
+    Returns:
+        in [0, 1]; None when one pass drew everything.
+    """
+    condition = workload.condition(numbers)
+    sampling = workload.sampling(seeds)
+    device = workload.model.device
+    with _timed(workload.model, clock) as inside:
+        steps = method.decode(workload.model, workload.layout, condition, sampling, window)
+        next(steps)
+        inside.clear()
+        start = now(device, clock)
+        passes = sum(1 for _ in steps)
+        total = now(device, clock) - start
+    return 1.0 - sum(inside) / total if passes else None
+
+
+@contextmanager
+def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
+    """Collects the seconds of every call of the model's trunk and head."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            start = now(model.device, clock)
+            result = function(*args, **kwargs)
+            seconds.append(now(model.device, clock) - start)
+            return result
+
+        return call
+
+    parts = ("forward", "predict")
+    for part in parts:
+        setattr(model, part, timed(getattr(model, part)))
+    try:
+        yield seconds
+    finally:
+        for part in parts:
+            delattr(model, part)
+
+
+def now(device: torch.device, clock: Clock) -> float:
+    """The time once the device has finished what it was given. clock: seconds from any origin."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock()

@@ -1,0 +1,153 @@
+"""What an evaluation draws, stage by stage, and how a pipeline does it; measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from visual_ar.accel.decoding import Decoding
+from visual_ar.conditioning import Condition
+from visual_ar.evaluation.quality import Source
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import Sampling
+
+if TYPE_CHECKING:
+    from visual_ar.pipeline import VisualARPipeline
+    from visual_ar.request import Request
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is drawn, one function a stage.
+
+    Attributes:
+        model: the generator.
+        layout: its decode order.
+        condition: encodes the pictures of the given numbers, counted from 0.
+        sampling: options of pictures with the given seeds.
+        detokenise: int64 [B, N] in decode order to pixels [B, 3, H, W].
+    """
+
+    model: TokenModel
+    layout: Layout
+    condition: Callable[[Sequence[int]], Condition]
+    sampling: Callable[[list[int]], Sampling]
+    detokenise: Callable[[Tensor], Tensor]
+
+
+class Options(NamedTuple):
+    """Sampling options of a pipeline call; None is the pipeline's own."""
+
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def filled(self, pipe: VisualARPipeline) -> dict[str, Any]:
+        """The values that a call uses."""
+        given = self._asdict()
+        return {k: pipe.config[k] if value is None else value for k, value in given.items()}
+
+
+DEFAULTS = Options()
+
+
+def from_pipeline(
+    pipe: VisualARPipeline,
+    subjects: Sequence[str],
+    options: Options = DEFAULTS,
+) -> Workload:
+    """What a call of the pipeline draws, without its scheduler.
+
+    Args:
+        pipe: draws text or classes.
+        subjects: prompts or class names; pictures take them in turn.
+        options: of sampling.
+
+    Raises:
+        ValueError: an unknown class, an empty prompt, no subject or an option outside its range.
+    """
+    if not subjects:
+        raise ValueError("prompts must name at least one picture, got none")
+    first = _request(pipe, subjects, [0] * len(subjects), options)
+    layout = first.layout
+
+    def condition(numbers: Sequence[int]) -> Condition:
+        names = [subjects[number % len(subjects)] for number in numbers]
+        return pipe.encode_condition(_request(pipe, names, [0] * len(names), options))
+
+    def sampling(seeds: list[int]) -> Sampling:
+        names = list(islice(cycle(subjects), len(seeds)))
+        return _request(pipe, names, seeds, options).sampling
+
+    def detokenise(tokens: Tensor) -> Tensor:
+        return pipe.image_tokenizer.decode(layout.cells(tokens), layout.grid)
+
+    return Workload(pipe.model, layout, condition, sampling, detokenise)
+
+
+def source(
+    pipe: VisualARPipeline,
+    method: Decoding,
+    options: Options = DEFAULTS,
+) -> Source:
+    """The pipeline with some decoding method as a source of pictures, rounded as files are.
+
+    Args:
+        pipe: draws text or classes.
+        method: used instead of the pipeline's own.
+        options: of sampling.
+    """
+
+    @torch.inference_mode()
+    def draw(subjects: list[str], seeds: list[int]) -> Tensor:
+        work = from_pipeline(pipe, subjects, options)
+        condition = work.condition(range(len(subjects)))
+        for step in method.decode(work.model, work.layout, condition, work.sampling(seeds)):
+            tokens = step.tokens
+        pixels = work.detokenise(tokens).float().clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round() / 127.5 - 1
+
+    settings = {"method": type(method).__name__, **_public(method.config), **options.filled(pipe)}
+    return Source(draw, f"{fingerprint(pipe)} {json.dumps(settings, sort_keys=True, default=str)}")
+
+
+def fingerprint(pipe: VisualARPipeline) -> str:
+    """Hash of all weights and of the number format: equal pipelines draw equally."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            digest.update(f"{name} {part.dtype} {_public(part.config)}".encode())
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _request(
+    pipe: VisualARPipeline, subjects: Sequence[str], seeds: list[int], options: Options
+) -> Request:
+    """The checked call. Text goes to text-conditional models, names or numbers to the others."""
+    text = pipe.text_encoder is not None
+    names = list(subjects)
+    return pipe.check_inputs(
+        prompt=names if text else None,
+        class_labels=None if text else names,
+        guidance_scale=options.guidance_scale,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seeds=seeds,
+    )
+
+
+def _public(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
