@@ -197,7 +197,8 @@ class T5TextEncoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         transformers = _import_transformers()
-        self.encoder = transformers.T5EncoderModel(transformers.T5Config(**t5))
+        # The stack alone: the model around it holds its embeddings twice, which cannot be saved.
+        self.encoder = transformers.T5EncoderModel(transformers.T5Config(**t5)).encoder
         self._tokenizer: Any = None
 
     @classmethod
@@ -215,7 +216,7 @@ class T5TextEncoder(ModelMixin, ConfigMixin):
         encoder = _import_transformers().T5EncoderModel.from_pretrained(source)
         with torch.device("meta"):
             model = cls(encoder.config.to_dict(), str(source), length)
-        model.encoder = encoder
+        model.encoder = encoder.encoder
         return model.eval()
 
     @torch.no_grad()
