@@ -143,6 +143,7 @@ def test_gradient_passes_straight_through_the_quantizer() -> None:
     other = latents.detach().clone().requires_grad_()
     (torch.nn.functional.normalize(other, dim=1) * weights).sum().backward()
     assert ours is not None
+    assert other.grad is not None
     assert torch.allclose(ours, other.grad, atol=1e-6)
 
 

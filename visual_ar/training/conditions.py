@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_ar.data.dataset import Dataset
-from visual_ar.text_encoder import WordEncoder
+from visual_ar.text_encoder import TextEncoder, vocabulary
 
 
 class Given(NamedTuple):
@@ -50,19 +50,13 @@ class TextConditions:
         if not data.items:
             raise ValueError(f"a recipe with [text] needs captions, {data.name} has none")
         self._prompts = data.prompts
-        self._aliases = [
-            [
-                name if item["tone"] is None else f"{name}, {item['tone']}"
-                for name in item["aliases"]
-            ]
-            for item in data.items
-        ]
+        self._aliases = [item["aliases"] for item in data.items]
         self._alias = alias
 
     def words(self, indices: Tensor) -> list[str]:
         """Every word in the prompts and aliases of some pictures, sorted. indices: int64 [M]."""
         texts = [text for i in indices.tolist() for text in (self._prompts[i], *self._aliases[i])]
-        return sorted({word for text in texts for word in WordEncoder.split(text)})
+        return vocabulary(texts)
 
     def describe(self, indices: Tensor, encoder: nn.Module | None) -> Given:
         return self._encode([self._prompts[i] for i in indices.tolist()], encoder)
@@ -78,5 +72,5 @@ class TextConditions:
 
     @staticmethod
     def _encode(texts: list[str], encoder: nn.Module | None) -> Given:
-        assert isinstance(encoder, WordEncoder)
-        return Given(*encoder(texts))
+        assert isinstance(encoder, TextEncoder)
+        return Given(*encoder.encode(texts))

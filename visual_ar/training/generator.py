@@ -18,7 +18,7 @@ from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling
-from visual_ar.text_encoder import WordEncoder
+from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.codes import cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
@@ -46,7 +46,7 @@ SHEET_COLUMNS = 8
 class Trained(nn.Module):
     """All that one run trains: the transformer and, for captions, the encoder that reads them."""
 
-    def __init__(self, model: LlamaGen, text_encoder: WordEncoder | None) -> None:
+    def __init__(self, model: LlamaGen, text_encoder: TextEncoder | None) -> None:
         super().__init__()
         self.model = model
         self.text_encoder = text_encoder
@@ -74,15 +74,15 @@ class GeneratorTraining:
         self.held_out = held_out[:: max(1, len(held_out) // HELD_OUT_PICTURES)][:HELD_OUT_PICTURES]
         torch.manual_seed(recipe.seed)
         self.conditions: Conditions
-        encoder: WordEncoder | None = None
+        encoder: TextEncoder | None = None
         if recipe.text is None:
             self.conditions = ClassConditions(data, device)
             condition = {"num_classes": len(data.classes)}
         else:
             self.conditions = TextConditions(data, recipe.alias)
-            encoder = WordEncoder(self.conditions.words(self.train_indices), **recipe.text)
+            encoder = TextEncoder(self.conditions.words(self.train_indices), **recipe.text)
             condition = {
-                "caption_dim": encoder.config.dim,
+                "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
             }
         model = LlamaGen(

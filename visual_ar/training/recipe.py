@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,6 +185,14 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
     if kind not in KINDS:
         raise ValueError(f"{path.name}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     return _typed(KINDS[kind], table, path.name)
+
+
+def check_options(options: dict[str, Any], function: Callable[..., Any], where: str) -> None:
+    """Raises ValueError when a table has a key that is not a parameter of `function`."""
+    known = inspect.signature(function).parameters
+    for key in options:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

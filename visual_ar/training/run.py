@@ -11,12 +11,16 @@ from typing import Any
 import torch
 
 from visual_ar.data.dataset import Dataset, load
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.generator import GeneratorTraining
 from visual_ar.training.recipe import (
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
     bundled,
+    check_options,
     load_recipe,
 )
 from visual_ar.training.state import write_json
@@ -43,6 +47,7 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
     dataset = load(data)
     if dataset.name != options.dataset:
         raise ValueError(f"data must be the dataset {options.dataset}, got {dataset.name}")
+    _check_models(options)
     output.mkdir(parents=True, exist_ok=True)
     training = _training(options, dataset, output, torch.device(device))
     quality = training.train()
@@ -56,6 +61,14 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
     }
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def _check_models(recipe: Recipe) -> None:
+    """Raises ValueError when a table of constructor arguments has a key that no one knows."""
+    model = VQTokenizer if isinstance(recipe, TokenizerRecipe) else LlamaGen
+    check_options(recipe.model, model, f"{recipe.name}: model")
+    if isinstance(recipe, GeneratorRecipe) and recipe.text is not None:
+        check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
 
 
 def _training(

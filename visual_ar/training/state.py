@@ -9,16 +9,18 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from visual_ar.training.muon import Muon
 from visual_ar.training.recipe import Optimiser, Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
+M = TypeVar("M", bound=nn.Module)
 
 
 class Clock:
@@ -52,18 +54,19 @@ class Clock:
         self._since = time.monotonic()
 
 
-class Average:
+class Average(Generic[M]):
     """An exponential moving average of a model's parameters, with a quick start."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, model: M, step: int) -> None:
         """Moves the average towards the parameters that the model has after `step` steps."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        ours: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(ours, theirs, weight)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)
@@ -93,13 +96,7 @@ def build_optimisers(
     if not matrices:
         return [adamw]
     # Scaled so that its steps are as long as AdamW's and one learning rate serves both.
-    muon = torch.optim.Muon(
-        matrices,
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [adamw, muon]
+    return [adamw, Muon(matrices, options.learning_rate, options.weight_decay)]
 
 
 def learning_rate(options: Optimiser, clock: Clock) -> float:

@@ -34,6 +34,7 @@ from visual_ar.training.state import (
 ORDER, START = 1, 2  # streams of random numbers: one draw a step, and the k-means start
 TEST_SPLITS = {"emoji": "tokenizer-test", "cifar10": "test"}
 TEST_PICTURES = 1000
+SHEET_ROWS, SHEET_COLUMNS = 4, 12
 
 
 class TokenizerTraining:
@@ -158,11 +159,13 @@ class TokenizerTraining:
     @torch.no_grad()
     def save_samples(self) -> None:
         """A sheet of held-out pictures, each row of originals above its reconstructions."""
-        pixels = to_float(self.test_pictures[:48].to(self.device))
+        columns = min(SHEET_COLUMNS, len(self.test_pictures))
+        shown = self.test_pictures[: len(self.test_pictures) // columns * columns]
+        pixels = to_float(shown[: SHEET_ROWS * columns].to(self.device))
         model = self.average.model
         drawn = model.decode(model.encode(pixels), model.grid(*pixels.shape[2:]))
-        rows = torch.stack((pixels.unflatten(0, (-1, 12)), drawn.unflatten(0, (-1, 12))), dim=1)
-        save_sheet(self.output / "samples.png", rows.flatten(0, 2), 12)
+        pairs = [side.unflatten(0, (-1, columns)) for side in (pixels, drawn)]
+        save_sheet(self.output / "samples.png", torch.stack(pairs, dim=1).flatten(0, 2), columns)
 
     def _finish(self) -> dict[str, Any]:
         """Saves the averaged model and what it measures."""

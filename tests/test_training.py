@@ -1,0 +1,391 @@
+"""Training: recipes, resumption, the code book's upkeep, and tiny runs from recipe to model."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from visual_ar.data.dataset import Dataset, digest, load, save
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.quantizers import VectorQuantizer
+from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training import bundled, load_recipe, run
+from visual_ar.training.codebook import CodebookUpkeep
+from visual_ar.training.conditions import TextConditions
+from visual_ar.training.generator import balance
+from visual_ar.training.losses import TokenizerLoss
+from visual_ar.training.muon import orthogonal
+from visual_ar.training.pictures import psnr, shifted, to_float, to_uint8
+from visual_ar.training.recipe import Codebook, Optimiser, ReconstructionLoss
+from visual_ar.training.state import Log, load_checkpoint, save_checkpoint
+
+TOKENIZER = """
+name = "emoji_tokenizer"
+kind = "tokenizer"
+dataset = "emoji"
+steps = 8
+batch = 4
+shift = 1
+
+[model]
+channels = 4
+channel_multipliers = [1, 2, 2]
+residual_blocks = 1
+latent_channels = 8
+codebook_size = 16
+codebook_dim = 4
+norm_groups = 2
+
+[optimiser]
+learning_rate = 2e-3
+warmup = 2
+
+[codebook]
+start = 0.3
+
+[logging]
+row = 1
+measure = 4
+checkpoint = 4
+"""
+GENERATOR = """
+name = "emoji"
+kind = "generator"
+dataset = "emoji"
+tokenizer = "emoji_tokenizer"
+steps = 6
+batch = 4
+splits = ["train", "tokenizer-test"]
+held_out = "tone-test"
+alias = 0.5
+balance = 0.5
+crops = 2
+shift = 1
+
+[model]
+dim = 16
+n_layer = 2
+n_head = 2
+dropout = 0.1
+
+[text]
+dim = 16
+depth = 1
+heads = 2
+feature_dim = 16
+length = 5
+
+[optimiser]
+learning_rate = 2e-3
+muon = true
+
+[logging]
+row = 1
+measure = 3
+checkpoint = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of 60 coloured squares, named like emoji."""
+    draw = np.random.default_rng(0)
+    pictures = np.full((60, 16, 16, 3), 255, np.uint8)
+    items: list[dict[str, Any]] = []
+    for number, picture in enumerate(pictures):
+        left, top = draw.integers(0, 8, 2)
+        picture[top : top + 8, left : left + 8] = draw.integers(0, 256, 3)
+        name, tone = f"thing {number // 2}", "dark skin tone" if number % 2 else None
+        prompt = name if tone is None else f"{name}, {tone}"
+        alias = prompt.replace("thing", "alias")
+        items.append(
+            {"name": name, "tone": tone, "prompt": prompt, "aliases": [alias]}
+            | {"group": name, "split": "train"}
+        )
+    splits = ["train"] * 44 + ["tokenizer-test"] * 8 + ["tone-test"] * 8
+    for item, split in zip(items, splits, strict=True):
+        item["split"] = split
+    folder = tmp_path_factory.mktemp("data") / "emoji"
+    save(_dataset(pictures, splits, items), folder)
+    return folder
+
+
+def _dataset(pictures: np.ndarray, splits: list[str], items: list[dict[str, Any]]) -> Dataset:
+    manifest = {
+        "name": "emoji",
+        "shape": list(pictures.shape),
+        "pictures_sha256": digest(pictures),
+        "counts": {split: splits.count(split) for split in dict.fromkeys(splits)},
+    }
+    return Dataset("emoji", pictures, splits, items, manifest=manifest)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer.toml"
+    path.write_text(TOKENIZER)
+    return path
+
+
+def _rows(output: Path) -> list[dict[str, str]]:
+    with (output / "log.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Interrupts a run, as Ctrl-C would, when it logs this step."""
+    write = Log.write
+
+    def interrupted(self: Log, row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            raise KeyboardInterrupt
+        write(self, row)
+
+    monkeypatch.setattr(Log, "write", interrupted)
+
+
+def test_every_bundled_recipe_is_valid() -> None:
+    for name, path in bundled().items():
+        for device in ("cpu", "cuda"):
+            assert load_recipe(path, device).name == name
+    sizes = [load_recipe("emoji", device).model for device in ("cpu", "cuda")]
+    assert sizes[0]["dim"] < sizes[1]["dim"], "a GPU trains a larger variant"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("steps = 8", "stepz = 8", "unknown key 'stepz'"),
+        ("steps = 8", "", "key 'steps' is missing"),
+        ("steps = 8", "steps = 8.5", "steps must be int, got 8.5"),
+        ("steps = 8", "steps = true", "steps must be int, got True"),
+        ("warmup = 2", 'warmup = "two"', "optimiser: warmup must be int, got 'two'"),
+        ("start = 0.3", "start = 0.3\nlevel = 1", "codebook: unknown key 'level'"),
+        ('kind = "tokenizer"', 'kind = "tokeniser"', "kind must be one of"),
+        ("steps = 8", "steps = = 8", "is not a TOML file"),
+    ],
+)
+def test_bad_recipes_are_refused(recipe: Path, before: str, after: str, message: str) -> None:
+    recipe.write_text(TOKENIZER.replace(before, after))
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe)
+
+
+def test_unknown_recipes_and_model_options_are_refused(
+    recipe: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"one of emoji_tokenizer, .*, got 'emojis'"):
+        load_recipe("emojis")
+    recipe.write_text(TOKENIZER.replace("channels = 4", "width = 4", 1))
+    with pytest.raises(ValueError, match=r"model: unknown key 'width'"):
+        run(recipe, data, tmp_path / "out")
+    recipe.write_text(TOKENIZER.replace('dataset = "emoji"', 'dataset = "cifar10"'))
+    with pytest.raises(ValueError, match="data must be the dataset cifar10, got emoji"):
+        run(recipe, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gpu_table_replaces_what_stands_above_it(recipe: Path) -> None:
+    recipe.write_text(TOKENIZER + "[gpu]\nbatch = 64\n[gpu.model]\nchannels = 32\n")
+    on_cpu, on_gpu = load_recipe(recipe, "cpu"), load_recipe(recipe, "cuda:1")
+    assert (on_cpu.batch, on_gpu.batch) == (4, 64)
+    assert on_gpu.model == on_cpu.model | {"channels": 32}
+
+
+def test_a_resumed_tokenizer_equals_an_uninterrupted_one(
+    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    metrics = run(recipe, data, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_at(patch, 6)
+        run(recipe, data, parts)
+    assert not (parts / "metrics.json").exists()
+    run(recipe, data, parts)
+    assert _rows(parts) == _rows(whole)
+    ours, theirs = (
+        load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
+        for folder in (parts, whole)
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+    assert metrics["quality"] == json.loads((whole / "metrics.json").read_text())["quality"]
+    assert metrics["steps"] == 8
+    assert metrics["recipe"]["batch"] == 4
+    assert 0 < metrics["quality"]["train_usage"] <= 1
+    assert math.isfinite(metrics["quality"]["held_out_psnr"])
+    assert (whole / "samples.png").stat().st_size > 0
+    assert isinstance(VQTokenizer.from_pretrained(whole / "model"), VQTokenizer)
+    assert not list(whole.glob("*.part"))
+
+
+def test_a_resumed_generator_equals_an_uninterrupted_one(
+    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(recipe, data, tmp_path / "emoji_tokenizer")
+    generator = tmp_path / "emoji.toml"
+    generator.write_text(GENERATOR)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    metrics = run(generator, data, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_at(patch, 5)
+        run(generator, data, parts)
+    run(generator, data, parts)
+    assert _rows(parts) == _rows(whole)
+    for folder in ("model", "text_encoder"):
+        name = "diffusion_pytorch_model.safetensors"
+        ours, theirs = (load_file(output / folder / name) for output in (parts, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+    assert metrics["quality"]["held_out_loss"] < 2 * math.log(16)
+    model = LlamaGen.from_pretrained(whole / "model")
+    encoder = TextEncoder.from_pretrained(whole / "text_encoder")
+    assert model.vocab_size == 16
+    assert encoder.config.length == model.prefix_length == 5
+    assert "alias" in encoder.config.words
+    assert (whole / "samples.png").stat().st_size > 0
+
+
+def test_a_generator_needs_its_tokenizer(data: Path, tmp_path: Path) -> None:
+    generator = tmp_path / "emoji.toml"
+    generator.write_text(GENERATOR)
+    with pytest.raises(FileNotFoundError, match="tokenizer must be trained first"):
+        run(generator, data, tmp_path / "out")
+
+
+def test_k_means_finds_the_clusters_and_dead_codes_are_revived() -> None:
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(
+        torch.eye(4).repeat(2, 1) * torch.tensor([[1.0], [-1]]).repeat_interleave(4, 0)
+    )
+    vectors = centres.repeat(40, 1) + 0.02 * torch.randn(320, 4, generator=draw)
+    vectors = torch.nn.functional.normalize(vectors)
+    quantizer = VectorQuantizer(8, 4)
+    upkeep = CodebookUpkeep(quantizer, Codebook(start=0.0, decay=0.5, dead=0.03))
+    upkeep.start(vectors, draw)
+    distances = torch.cdist(vectors, quantizer.codebook()).min(dim=1).values
+    assert distances.median() < 0.1
+
+    only = vectors[:1].expand(16, 4)  # every vector chooses one code: the others die and come back
+    for _ in range(10):
+        upkeep.update(only, quantizer.nearest(only))
+    assert upkeep.revive(vectors, draw) == 7
+    assert upkeep.revive(vectors, draw) == 0
+    fresh = quantizer.codebook()
+    assert torch.cdist(fresh, vectors).min(dim=1).values.max() < 1e-3
+
+
+def test_codes_move_to_the_mean_of_their_vectors() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(4, 3)
+    upkeep = CodebookUpkeep(quantizer, Codebook(start=0.0, decay=0.9))
+    vectors = torch.nn.functional.normalize(torch.randn(200, 3))
+    before = (1 - (vectors @ quantizer.codebook().T).max(dim=1).values).mean()
+    for _ in range(50):
+        upkeep.update(vectors, quantizer.nearest(vectors))
+    after = (1 - (vectors @ quantizer.codebook().T).max(dim=1).values).mean()
+    assert after < 0.8 * before
+
+
+def test_late_losses_come_late_and_train_their_discriminator() -> None:
+    torch.manual_seed(0)
+    options = ReconstructionLoss(
+        likelihood=0.1,
+        likelihood_start=0.2,
+        perceptual=0.1,
+        perceptual_start=0.5,
+        adversarial=0.1,
+        adversarial_start=0.8,
+        discriminator_channels=4,
+    )
+    loss = TokenizerLoss(options, Optimiser(learning_rate=1e-2), torch.device("cpu"))
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    seen = []
+    for progress in (0.0, 0.3, 0.6, 0.9):
+        terms = loss.tokenizer(pixels, pixels * 0.5 * weight, progress, weight)
+        assert all(bool(value.isfinite()) for value in terms.values())
+        seen.append(set(terms) - {"l1", "l2"})
+    assert seen == [
+        set(),
+        {"likelihood"},
+        {"likelihood", "perceptual"},
+        {"likelihood", "perceptual", "adversarial"},
+    ]
+    assert loss.discriminator_step(pixels, pixels * 0.5, 0.7, 1e-2) == {}
+    losses = [
+        float(loss.discriminator_step(pixels, pixels * 0.5, 0.9, 1e-2)["discriminator"])
+        for _ in range(20)
+    ]
+    assert losses[-1] < losses[0]
+
+
+def test_prompts_are_sometimes_replaced_by_an_alias(data: Path) -> None:
+    conditions = TextConditions(load(data), alias=0.5)
+    indices = torch.full((200,), 1)
+    encoder = TextEncoder(conditions.words(indices), dim=8, length=6, depth=1, heads=2).eval()
+    draw = torch.Generator().manual_seed(0)
+    features = conditions.vary(indices, encoder, draw).given
+    prompt, _ = encoder.encode(["thing 0, dark skin tone"])
+    alias, _ = encoder.encode(["alias 0, dark skin tone"])
+    plain = (features - prompt).abs().amax(dim=(1, 2)) < 1e-5
+    other = (features - alias).abs().amax(dim=(1, 2)) < 1e-5
+    assert bool((plain ^ other).all())
+    assert 70 < int(other.sum()) < 130
+
+
+def test_groups_are_balanced() -> None:
+    weights = balance(["a", "b", "b", "b", "b"], 0.5)
+    assert torch.allclose(weights, torch.tensor([1, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64))
+
+
+def test_checkpoints_keep_everything(tmp_path: Path) -> None:
+    state: dict[str, Any] = {
+        "step": 3,
+        "rate": 0.1,
+        "missing": None,
+        "nested": {0: [torch.arange(3), {"a": torch.ones(2, 2).t()}], "name": "x"},
+        "empty": [],
+    }
+    assert load_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, state)
+    again = load_checkpoint(tmp_path)
+    assert again is not None
+    assert [again[k] for k in ("step", "rate", "missing", "empty")] == [3, 0.1, None, []]
+    assert torch.equal(again["nested"][0][0], torch.arange(3))
+    assert again["nested"]["name"] == "x"
+
+
+def test_pictures_shift_with_their_border_and_survive_the_round_trip() -> None:
+    pictures = torch.randint(256, (50, 6, 7, 3), dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(pictures)), pictures.permute(0, 3, 1, 2))
+    moved = shifted(pictures, 2, torch.Generator().manual_seed(0))
+    for before, after in zip(pictures, moved, strict=True):
+        padded = np.pad(before.numpy(), ((2, 2), (2, 2), (0, 0)), mode="edge")
+        crops = [padded[y : y + 6, x : x + 7] for y in range(5) for x in range(5)]
+        assert any(np.array_equal(after.numpy(), crop) for crop in crops)
+    assert not torch.equal(moved, pictures)
+
+
+def test_psnr_is_the_textbook_value() -> None:
+    ours = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    theirs = ours.clone()
+    theirs[0] = 16
+    theirs[1, :, 0, 0] = 255
+    expected = torch.tensor([20 * math.log10(255 / 16), 10 * math.log10(16)])
+    assert torch.allclose(psnr(ours, theirs), expected, atol=1e-4)
+
+
+def test_muon_steps_are_orthogonal() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((24, 8), (8, 24), (16, 16)):
+        singular = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=draw)))
+        assert float(singular.min()) > 0.3
+        assert float(singular.max()) < 1.5
