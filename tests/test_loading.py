@@ -1,0 +1,173 @@
+"""Saved pipelines are found by name, and damaged ones are refused in one clear sentence."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from visual_ar import loading
+from visual_ar.pipeline import VisualARPipeline
+
+MODEL, TOKENIZER = "model/diffusion_pytorch_model.safetensors", "image_tokenizer/config.json"
+
+
+@pytest.fixture
+def folder(tiny_pipeline, tmp_path):
+    """A folder that holds a saved pipeline, to be damaged."""
+    tiny_pipeline.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def edit_json(path, **changes):
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, **changes}))
+
+
+def edit_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def test_a_bundled_name_stands_for_its_folder(folder, monkeypatch):
+    monkeypatch.setattr(loading, "bundled", lambda: {"tiny": folder})
+    pipe = VisualARPipeline.from_pretrained("tiny")
+    assert pipe.config.class_names == ["cat", "dog", "frog"]
+    assert not pipe.model.training
+
+
+def test_the_modules_of_the_components_need_not_be_imported_before(folder, monkeypatch):
+    """Diffusers refuses components of modules that nobody imported."""
+    modules = ("visual_ar.models.llamagen", "visual_ar.accel.sequential")
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+    pipe = VisualARPipeline.from_pretrained(folder)
+    assert (type(pipe.model).__module__, type(pipe.scheduler).__module__) == modules
+
+
+def test_weights_in_shards_load(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    again = VisualARPipeline.from_pretrained(tmp_path)
+    for key, value in tiny_pipeline.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value)
+    next((tmp_path / "model").glob("*-00002-*")).unlink()
+    with pytest.raises(ValueError, match=r"must hold .*-00002-.*got no such file"):
+        VisualARPipeline.from_pretrained(tmp_path)
+
+
+def test_unknown_names_are_answered_with_the_known_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "bundled", lambda: {"cifar10": tmp_path, "emoji": tmp_path})
+    with pytest.raises(FileNotFoundError, match=r"cifar10, emoji.*'emojo'; did you mean 'emoji'\?"):
+        VisualARPipeline.from_pretrained("emojo")
+    with pytest.raises(FileNotFoundError, match=r"existing folder .* got '.*/nothing'$"):
+        VisualARPipeline.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(NotADirectoryError, match=r"model must be a folder, got the file .*pt'"):
+        VisualARPipeline.from_pretrained(tmp_path / "weights.pt")
+
+
+def test_a_hub_model_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(OSError, match="model must be an existing folder or a repository") as caught:
+        VisualARPipeline.from_pretrained("nobody/nothing", local_files_only=True)
+    assert "'nobody/nothing'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def no_index(folder):
+    (folder / "model_index.json").unlink()
+
+
+def broken_index(folder):
+    (folder / "model_index.json").write_text("{")
+
+
+def other_pipeline(folder):
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+
+
+def unknown_component(folder):
+    edit_json(folder / "model_index.json", model=["visual_ar.models.llamagen", "LlamaGun"])
+
+
+def foreign_component(folder):
+    edit_json(folder / "model_index.json", model=["subprocess", "Popen"])
+
+
+def missing_module(folder):
+    edit_json(folder / "model_index.json", model=["visual_ar.models.mamba", "Mamba"])
+
+
+def no_component(folder):
+    (folder / "image_tokenizer").rename(folder / "tokenizer")
+
+
+def bad_config(folder):
+    edit_json(folder / TOKENIZER, channels=7)
+
+
+def no_config(folder):
+    (folder / TOKENIZER).unlink()
+
+
+def no_weights(folder):
+    (folder / MODEL).unlink()
+
+
+def pickled_weights(folder):
+    torch.save(load_file(folder / MODEL), (folder / MODEL).with_suffix(".bin"))
+    (folder / MODEL).unlink()
+
+
+def truncated_weights(folder):
+    whole = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(whole[: len(whole) // 2])
+
+
+def text_weights(folder):
+    (folder / MODEL).write_text("these are not weights at all")
+
+
+def wrong_shape(folder):
+    edit_weights(folder / MODEL, lambda w: w.update({"norm.weight": torch.ones(31)}))
+
+
+def renamed_weights(folder):
+    edit_weights(folder / MODEL, lambda w: w.update({"final.weight": w.pop("norm.weight")}))
+
+
+def extra_weights(folder):
+    edit_weights(folder / MODEL, lambda w: w.update({"more.weight": torch.ones(3)}))
+
+
+DAMAGES = {
+    no_index: "a model folder must hold model_index.json, got .*saved' without it",
+    broken_index: r"model_index.json must be JSON",
+    other_pipeline: "must describe a VisualARPipeline, got 'StableDiffusionPipeline'",
+    unknown_component: "model in .*model_index.json must be a class of this library.*'LlamaGun'",
+    foreign_component: "model in .*model_index.json must be a class of this library.*'subprocess'",
+    missing_module: "model in .*model_index.json needs visual_ar.models.mamba",
+    no_component: "must hold a folder image_tokenizer",
+    bad_config: r"config.json must describe a VQTokenizer: every width",
+    no_config: "image_tokenizer must hold config.json",
+    no_weights: r"model' must hold diffusion_pytorch_model.safetensors, got no such file",
+    pickled_weights: r"model' must hold diffusion_pytorch_model.safetensors, got no such file",
+    truncated_weights: r"diffusion_pytorch_model.safetensors must be a whole safetensors file",
+    text_weights: r"diffusion_pytorch_model.safetensors must be a whole safetensors file",
+    wrong_shape: r"norm.weight must have shape \[32\] in the weights in .*model', got \[31\]",
+    renamed_weights: "the weights in .*model' lack the parameter norm.weight",
+    extra_weights: "the weights in .*model' have an unknown parameter more.weight",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_model_is_refused(folder, damage):
+    damage(folder)
+    with pytest.raises(ValueError, match=DAMAGES[damage]) as caught:
+        VisualARPipeline.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
