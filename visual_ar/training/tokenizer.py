@@ -34,6 +34,7 @@ from visual_ar.training.state import (
 ORDER, START = 1, 2  # streams of random numbers: one draw a step, and the k-means start
 TEST_SPLITS = {"emoji": "tokenizer-test", "cifar10": "test"}
 TEST_PICTURES = 1000
+MEASURE_BATCH = 50
 SHEET_ROWS, SHEET_COLUMNS = 4, 12
 
 
@@ -145,7 +146,7 @@ class TokenizerTraining:
         """PSNR and code usage of the averaged model. pictures: uint8 [M, H, W, 3]."""
         model = self.average.model
         ratios, tokens = [], []
-        for part in pictures.split(50):
+        for part in pictures.split(MEASURE_BATCH):
             pixels = to_float(part.to(self.device))
             codes = model.encode(pixels)
             drawn = model.decode(codes, model.grid(*pixels.shape[2:]))
@@ -155,6 +156,13 @@ class TokenizerTraining:
         return {"psnr": float(torch.cat(ratios).mean())} | {
             f"held_out_{name}": value for name, value in measured.items()
         }
+
+    def _usage(self, pictures: Tensor) -> dict[str, float]:
+        """Code usage of the averaged model. pictures: uint8 [M, H, W, 3]."""
+        model = self.average.model
+        parts = pictures.split(MEASURE_BATCH)
+        tokens = [model.encode(to_float(part.to(self.device))) for part in parts]
+        return usage(torch.cat(tokens), model.codebook_size)
 
     @torch.no_grad()
     def save_samples(self) -> None:
@@ -171,13 +179,12 @@ class TokenizerTraining:
         """Saves the averaged model and what it measures."""
         self.average.model.save_pretrained(self.output / "model")
         tested = self.measure(self.test_pictures)
-        trained = self.measure(self.train_pictures)
+        trained = self._usage(self.train_pictures)
         measured = {
             "held_out_psnr": tested["psnr"],
             "held_out_pictures": len(self.test_pictures),
-            "train_psnr": trained["psnr"],
-            "train_usage": trained["held_out_usage"],
-            "train_perplexity": trained["held_out_perplexity"],
+            "train_usage": trained["usage"],
+            "train_perplexity": trained["perplexity"],
         }
         self.save_samples()
         return measured
