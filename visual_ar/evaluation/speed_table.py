@@ -1,24 +1,12 @@
-"""Draws the document of `visual_ar.evaluation.speed.bench` as a table; knows no measurement."""
+"""Draws the document of `visual_ar.evaluation.speed` as tables; knows no measurement."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-
-COUNTS = ("window", "passes", "fewer", "accepted", "head evals")
-TIMES = ("condition", "decode", "detokenise", "total ms", "p10-p90", "pictures/s", "speedup")
-
-
-def render(document: dict[str, Any]) -> RenderableType:
-    """One table a batch size, with what applies to all of them below.
-
-    Args:
-        document: as `bench` returns it.
-    """
-    tables = [_table(document, index) for index in range(len(document["batches"]))]
-    return Group(*tables, *_notes(document))
 
 
 def heading(document: dict[str, Any]) -> str:
@@ -31,63 +19,89 @@ def heading(document: dict[str, Any]) -> str:
     )
 
 
-def _table(document: dict[str, Any], index: int) -> Table:
-    rounds, pictures = document["rounds"], document["pictures"]
-    title = f"batch {document['batches'][index]}, {rounds} rounds of {pictures} pictures"
-    table = Table(title=title)
-    table.add_column("method")
-    for name in (*COUNTS, *TIMES, "outside model"):
-        table.add_column(name, justify="right")
+def render(document: dict[str, Any]) -> RenderableType:
+    """A table of counts, a table of times for every batch size, and what they mean.
+
+    Args:
+        document: as `bench` returns it.
+    """
+    times = [_times(document, index) for index in range(len(document["batches"]))]
+    return Group(_counts(document), *times, *_notes(document))
+
+
+def _counts(document: dict[str, Any]) -> Table:
+    table = _table("passes", "window", "passes", "fewer", "accepted", "heads", "outside")
     for method in document["methods"]:
-        row = method["batches"][index]
-        share = method["outside_model_share"] if index == 0 else None
+        row = method["batches"][0]
+        windows = dict.fromkeys(str(row["window"]) for row in method["batches"])
+        share = method["outside_model_share"]
         table.add_row(
-            method["name"] + ("" if method["lossless"] else " (lossy)"),
-            *_counts(row),
-            *_times(row),
+            _name(method),
+            "/".join(windows),
+            f"{row['passes_per_picture']:.1f}",
+            f"{row['step_compression']:.2f}x",
+            f"{row['accepted_length']['mean']:.2f}",
+            f"{row['head_evaluations_per_picture']:.0f}",
             "" if share is None else f"{share:.0%}",
         )
     return table
 
 
-def _counts(row: dict[str, Any]) -> list[str]:
-    return [
-        str(row["window"]),
-        f"{row['passes_per_picture']:.1f}",
-        f"{row['step_compression']:.2f}x",
-        f"{row['accepted_length']['mean']:.2f}",
-        f"{row['head_evaluations_per_picture']:.0f}",
-    ]
+def _times(document: dict[str, Any], index: int) -> Table:
+    """Times at one of the batch sizes, with the memory where the device tells it."""
+    rows = [method["batches"][index] for method in document["methods"]]
+    memory = any(row["peak_memory_bytes"] is not None for row in rows)
+    names = ["cond.", "decode", "detok.", "total", "p10-p90", "pict./s", "speedup"]
+    title = f"batch {document['batches'][index]}, ms"
+    table = _table(title, *names, *(["MiB"] if memory else []))
+    for method, row in zip(document["methods"], rows, strict=True):
+        seconds = row["seconds"]
+        total = seconds["total"]
+        cells = [
+            *(
+                f"{1000 * seconds[stage]['median']:.1f}"
+                for stage in ("condition", "decode", "detokenise", "total")
+            ),
+            f"{1000 * total['p10']:.0f}-{1000 * total['p90']:.0f}",
+            f"{row['pictures_per_second']:.2f}",
+            f"{row['speedup']['median']:.2f}x",
+        ]
+        if memory:
+            cells.append(f"{row['peak_memory_bytes'] / 2**20:.0f}")
+        table.add_row(_name(method), *cells)
+    return table
 
 
-def _times(row: dict[str, Any]) -> list[str]:
-    seconds = row["seconds"]
-    total = seconds["total"]
-    stages = ("condition", "decode", "detokenise", "total")
-    return [
-        *(f"{1000 * seconds[stage]['median']:.1f}" for stage in stages),
-        f"{1000 * total['p10']:.0f}-{1000 * total['p90']:.0f}",
-        f"{row['pictures_per_second']:.2f}",
-        f"{row['speedup']['median']:.2f}x",
-    ]
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _name(method: dict[str, Any]) -> str:
+    """The specification with blanks, where a narrow table can break the line."""
+    name = method["name"].replace(":", " ").replace(",", " ")
+    return name if method["lossless"] else f"{name} (lossy)"
 
 
 def _notes(document: dict[str, Any]) -> list[str]:
+    batches = " and ".join(map(str, document["batches"]))
     notes = [
-        f"{document['tokens']} tokens of {document['vocabulary']} codes; "
-        f"mean entropy of the laws {document['entropy_bits_per_token']:.2f} bits a token; "
-        f"{document['prefill_passes']} prefill pass a batch not counted in passes.",
-        "Times are medians of a batch in ms; fewer and speedup are against sequential decoding "
-        "in the same rounds, speedup over all stages.",
+        f"{document['rounds']} rounds of {document['pictures']} pictures at batch {batches}; "
+        f"{document['tokens']} tokens of {document['vocabulary']} codes, laws of "
+        f"{document['entropy_bits_per_token']:.2f} bits a token on average.",
+        f"passes: of a picture, without {document['prefill_passes']} for the prefix; heads: head "
+        "evaluations of a picture; outside: share of a pass that is not the model; times: median "
+        "of a batch; fewer, speedup: against sequential decoding in the same rounds, all stages.",
     ]
     for method in document["methods"]:
         for row in method["batches"]:
-            where, same = f"{method['name']}, batch {row['batch']}", row["identical"]
+            same = row["identical"]
             if same is not None:
                 notes.append(
-                    f"{where}: {same['pictures']:.1%} of pictures and {same['tokens']:.2%} of "
-                    "tokens are those of sequential decoding with the same seeds."
+                    f"{_name(method)}, batch {row['batch']}: {same['pictures']:.1%} of pictures "
+                    f"and {same['tokens']:.2%} of tokens are those of sequential decoding."
                 )
-            if row["peak_memory_bytes"] is not None:
-                notes.append(f"{where}: peak memory {row['peak_memory_bytes'] / 2**20:.0f} MiB.")
     return notes
