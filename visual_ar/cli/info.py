@@ -1,18 +1,13 @@
 """`visual-ar info`: says what is installed, or how a picture was made; changes nothing."""
 
 import json
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from visual_ar.cli.common import Json, echo_json
-from visual_ar.cli.recipe import command
-
-LIBRARIES = ("visual-ar", "torch", "torchvision", "diffusers", "timm", "gradio")
+from visual_ar.cli.recipe import command, versions
 
 
 def info(
@@ -131,17 +126,6 @@ def everything() -> dict[str, Any]:
         "devices": devices,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the version of Python, of the platform and of the libraries that matter."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "not installed"
-    return found
 
 
 def show(document: dict[str, Any]) -> None:

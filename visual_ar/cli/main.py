@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from visual_ar.cli import data, info, train
+from visual_ar.cli import bench, data, evaluate, generate, info, train
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -51,6 +51,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("bench")(bench.bench)
+app.add_typer(evaluate.app, name="evaluate")
 app.command("train", no_args_is_help=True)(train.train)
 app.command("data", no_args_is_help=True)(data.data)
 app.command("info")(info.info)

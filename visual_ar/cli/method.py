@@ -21,7 +21,7 @@ def build(name: str | None, options: Mapping[str, Any], shipped: "Decoding") -> 
     """
     from visual_ar.accel import method
 
-    constructor = type(shipped) if name is None else method(name)
+    constructor: Any = type(shipped) if name is None else method(name)
     given = {key: value for key, value in options.items() if value is not None}
     taken = inspect.signature(constructor).parameters
     for key, value in given.items():
@@ -29,7 +29,7 @@ def build(name: str | None, options: Mapping[str, Any], shipped: "Decoding") -> 
             raise ValueError(
                 f"{key} must be left out with method {name or type(shipped).__name__}, got {value}"
             )
-    if isinstance(constructor, type):
+    if hasattr(constructor, "from_config"):  # a preset takes nothing over
         return constructor.from_config(shipped.config, **given)
     return constructor(**given)
 

@@ -1,0 +1,188 @@
+"""What `visual-ar generate` asks of a pipeline: loading, completion, batches; prints nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from visual_ar.cli.common import resolve_device, resolve_dtype
+from visual_ar.cli.method import command_name
+from visual_ar.cli.recipe import versions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from visual_ar.output import Stats, VisualAROutput
+    from visual_ar.pipeline import VisualARPipeline
+
+
+SETTINGS = (
+    "guidance",
+    "guidance_schedule",
+    "temperature",
+    "top_k",
+    "top_p",
+    "height",
+    "width",
+)
+PARAMETERS = {  # recipe key -> parameter of the pipeline's call, where they differ
+    "class": "class_labels",
+    "guidance": "guidance_scale",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn.
+
+    Attributes:
+        kind: "prompt" or "class".
+        subjects: One prompt or class a picture.
+        seed: Of the first picture; the next one has the next seed.
+        settings: One of each of `SETTINGS`, None where the model's own is wanted.
+        kept: Picture and mask of cells for a completion, as the pipeline takes them.
+        asked: What a recipe repeats as it was typed: the model and the files of a completion.
+    """
+
+    kind: str
+    subjects: list[str]
+    seed: int
+    settings: dict[str, Any]
+    kept: dict[str, Any]
+    asked: dict[str, Any]
+
+
+class Drawn(NamedTuple):
+    """One picture.
+
+    Attributes:
+        image: The picture.
+        recipe: How it was made, see `visual_ar.cli.recipe.command`.
+        stats: Of the batch it belongs to.
+    """
+
+    image: "Image.Image"
+    recipe: dict[str, Any]
+    stats: "Stats"
+
+
+def load(model: str, device: str, dtype: str) -> "VisualARPipeline":
+    """Returns the pipeline on a device.
+
+    Raises:
+        ValueError: no such device, or the model's files are damaged.
+        OSError: no such model, or the hub cannot be reached.
+    """
+    place = resolve_device(device)
+    from diffusers.utils import logging
+
+    from visual_ar.pipeline import VisualARPipeline
+
+    logging.disable_progress_bar()  # three files load at once; the bar that matters is the tokens'
+    return VisualARPipeline.from_pretrained(model, dtype=resolve_dtype(dtype, place)).to(place)
+
+
+def completion(
+    pipe: "VisualARPipeline",
+    picture: Path | None,
+    keep_rows: str | None,
+    mask: Path | None,
+    size: tuple[int | None, int | None],
+) -> dict[str, Any]:
+    """Returns the call's options for completing a picture; none when none is given.
+
+    Args:
+        pipe: Its tokenizer says how many cells there are.
+        picture: The picture to complete.
+        keep_rows: "FROM:TO" in rows of cells.
+        mask: A picture that is white where to keep.
+        size: (height, width) asked for, None for the model's own.
+
+    Raises:
+        ValueError: not exactly one way to say what is kept, or a range outside the rows.
+        OSError: a file cannot be read.
+    """
+    if picture is None:
+        if keep_rows is not None or mask is not None:
+            raise ValueError("complete must be given with keep_rows or mask, got no picture")
+        return {}
+    if (keep_rows is None) == (mask is None):
+        raise ValueError(
+            f"complete must be given with one of keep_rows and mask, got {keep_rows} and {mask}"
+        )
+    height, width = size[0] or pipe.config.height, size[1] or pipe.config.width
+    grid = pipe.image_tokenizer.grid(height, width)
+    kept = _cells(mask, grid) if mask is not None else _rows(str(keep_rows), grid)
+    return {"image": _open(picture).convert("RGB"), "mask": kept}
+
+
+def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawn]:
+    """Draws the pictures in order, `batch` at once."""
+    call: dict[str, Any] = {
+        PARAMETERS.get(key, key): value for key, value in order.settings.items()
+    }
+    for start in range(0, len(order.subjects), batch):
+        subjects = order.subjects[start : start + batch]
+        call[PARAMETERS.get(order.kind, order.kind)] = subjects
+        output = cast("VisualAROutput", pipe(seeds=order.seed + start, **call, **order.kept))
+        for index, image in enumerate(output.images):
+            recipe = {**order.asked, order.kind: subjects[index], **_settings(pipe, order)}
+            yield Drawn(image, {**recipe, **_made(pipe, output.stats, index)}, output.stats)
+
+
+def _settings(pipe: "VisualARPipeline", order: Order) -> dict[str, Any]:
+    """The settings that were in force, given or the model's own."""
+    own = {key: pipe.config[PARAMETERS.get(key, key)] for key in SETTINGS}
+    return own | {key: value for key, value in order.settings.items() if value is not None}
+
+
+def _made(pipe: "VisualARPipeline", stats: "Stats", index: int) -> dict[str, Any]:
+    """How the picture of this index in its batch came about."""
+    options = {**stats.options}
+    if "window" in options:
+        options["window"] = stats.window  # the number that "auto" came to
+    return {
+        "seed": stats.seeds[index],
+        "method": command_name(pipe.scheduler),
+        **options,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "lossless": stats.lossless,
+        "passes": stats.passes[index],
+        "tokens": stats.committed_tokens // len(stats.seeds),
+        "versions": versions(),
+    }
+
+
+def _rows(keep_rows: str, grid: tuple[int, int]) -> "np.ndarray":
+    import numpy as np
+
+    first, _, last = keep_rows.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last) <= grid[0]):
+        raise ValueError(
+            f"keep_rows must be FROM:TO with 0 <= FROM < TO <= {grid[0]}, got {keep_rows!r}"
+        )
+    kept = np.zeros(grid, dtype=bool)
+    kept[int(first) : int(last)] = True
+    return kept
+
+
+def _cells(mask: Path, grid: tuple[int, int]) -> "np.ndarray":
+    """A cell is kept when its part of the mask is mostly white."""
+    import numpy as np
+    from PIL import Image
+
+    small = _open(mask).convert("L").resize(grid[::-1], Image.Resampling.BOX)
+    return np.asarray(small) > 127
+
+
+def _open(path: Path) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} must be a picture, got something else") from None
