@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,6 +162,21 @@ def test_a_picture_from_a_file_and_its_tensor_complete_alike(tiny_pipeline):
         for image in (Image.fromarray(array), exact)
     ]
     assert torch.equal(*tokens)
+
+
+def test_results_are_in_raster_order_whatever_the_decode_order(tiny_pipeline, monkeypatch):
+    asked = {"class_labels": ["cat", "dog"], "seeds": 0}
+    raster = tiny_pipeline(**asked)
+    order = torch.randperm(CELLS, generator=torch.Generator().manual_seed(0))
+    layout = replace(tiny_pipeline.model.layout((4, 4)), order=order)
+    monkeypatch.setattr(tiny_pipeline.model, "layout", lambda grid: layout)
+    output = tiny_pipeline(**asked)
+    assert torch.equal(output.tokens[:, order], raster.tokens)
+    accepted = output.stats.acceptance_map.flatten(1)
+    assert torch.equal(accepted[:, order], raster.stats.acceptance_map.flatten(1))
+    codes = tiny_pipeline.image_tokenizer.encode(PICTURE[None] * 2 - 1)[0]
+    completed = tiny_pipeline(**asked, image=PICTURE, mask=UPPER)
+    assert (completed.tokens[:, UPPER.flatten()] == codes[UPPER.flatten()]).all()
 
 
 def test_callbacks_see_every_pass(tiny_pipeline):
@@ -326,6 +342,14 @@ def test_saving_and_loading_draws_the_same(make_tiny_pipeline, tmp_path):
             assert str(tmp_path) not in file.read_text()  # no trace of where it was loaded from
 
 
+def test_weights_saved_in_half_precision_load_as_float32(tiny_pipeline, tmp_path):
+    tiny_pipeline.to(torch.float16).save_pretrained(tmp_path)
+    again = VisualARPipeline.from_pretrained(tmp_path)
+    assert again.model.dtype == again.image_tokenizer.dtype == torch.float32
+    weight = tiny_pipeline.model.output.weight
+    assert torch.equal(again.model.output.weight, weight.float())
+
+
 def test_it_draws_in_bfloat16(make_tiny_pipeline, tmp_path):
     make_tiny_pipeline(text=True).save_pretrained(tmp_path)
     pipe = VisualARPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -352,6 +376,7 @@ BAD_CALLS = {
     "class number": ({"class_labels": [0, 3]}, r"class_labels must be in 0\.\.2.*got 3"),
     "negative class": ({"class_labels": -1}, r"class_labels must be in 0\.\.2.*got -1"),
     "class kind": ({"class_labels": [1.5]}, r"class_labels must be in 0\.\.2.*got 1.5"),
+    "class alone": ({"class_labels": 1.5}, r"class_labels must be in 0\.\.2.*got 1.5"),
     "count": (CLASS | {"num_images_per_prompt": 0}, r"num_images_per_prompt .*at least 1, got 0"),
     "guidance": (CLASS | {"guidance_scale": -1.0}, r"guidance_scale must be at least 0, got -1"),
     "guidance kind": (CLASS | {"guidance_scale": "2"}, r"guidance_scale must be a number, got '2'"),
@@ -363,9 +388,12 @@ BAD_CALLS = {
     "seed": (CLASS | {"seeds": -1}, r"seeds must be a whole number of at least 0, got -1"),
     "large seed": (CLASS | {"seeds": 2**63}, r"seed must be in \[0, 2\^63\)"),
     "seed kind": (CLASS | {"seeds": ["a"]}, r"seeds must be a whole number .* got 'a'"),
+    "seed alone": (CLASS | {"seeds": 1.5}, r"seeds must be a whole number .* got 1.5"),
+    "generator": (CLASS | {"generator": 42}, r"generator must be a torch.Generator .*got 42"),
     "generators": (CLASS | {"generator": [torch.Generator()] * 2}, r"generator must have one"),
     "both": (CLASS | {"seeds": 1, "generator": torch.Generator()}, r"generator must be left out"),
     "height": (CLASS | {"height": 16}, r"height and width must be a size .*, got 16x8"),
+    "height kind": (CLASS | {"height": "8"}, r"height must be a whole number .*got '8'"),
     "odd width": (CLASS | {"width": 9}, r"height and width must be a size .*, got 8x9"),
     "output": (CLASS | {"output_type": "jpg"}, r"output_type must be one of pil.*, got 'jpg'"),
     "mask alone": (CLASS | {"mask": UPPER}, r"image must be given together with mask"),
@@ -406,6 +434,7 @@ def test_bad_input_is_named_before_any_work(tiny_pipeline, rows, name):
         ({}, "prompt must be given"),
         ({"prompt": ""}, "prompt must be text that is not empty, got ''"),
         ({"prompt": ["tree", " "]}, "prompt must be text that is not empty, got ' '"),
+        ({"prompt": 3}, "prompt must be text that is not empty, got 3"),
         ({"prompt": ["tree", 3]}, "prompt must be text that is not empty, got 3"),
         ({"class_labels": 1}, "class_labels must be left out for this text-conditional model"),
         ({"prompt": "red green red tree"}, "prompt must have at most 3 words"),

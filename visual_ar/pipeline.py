@@ -32,6 +32,7 @@ from visual_ar.request import (
     check_completion,
     check_conditions,
     check_output_type,
+    check_whole,
     draw_seeds,
     make_sampling,
 )
@@ -426,6 +427,8 @@ class VisualARPipeline(DiffusionPipeline):
         return self.model.config.get("num_classes")
 
     def _layout(self, height: int, width: int) -> Layout:
+        for name, side in (("height", height), ("width", width)):
+            check_whole(name, side, least=1)
         try:
             return self.model.layout(self.image_tokenizer.grid(height, width))
         except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ Prompt = str | Sequence[str] | None
 Labels = int | str | Sequence[int | str] | None
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "tokens")
-_LISTED = 20  # so many names fit into an error message
+_NAMES = 20  # so many names fit into an error message
 _SEEDS = 2**53  # drawn seeds stay below it, so that every JSON reader keeps them exact
 
 
@@ -157,7 +158,7 @@ def check_prompts(prompt: Prompt) -> list[str]:
     Raises:
         ValueError: there is none, or one is empty or no text.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    prompts = _listed(prompt)
     if not prompts:
         raise ValueError(f"prompt must be given for this text-conditional model, got {prompt!r}")
     for text in prompts:
@@ -177,16 +178,19 @@ def check_labels(class_labels: Labels, count: int, names: Sequence[str] | None) 
     Raises:
         ValueError: there is none, or one is unknown.
     """
-    if isinstance(class_labels, str | int) or class_labels is None:
-        labels = [] if class_labels is None else [class_labels]
-    else:
-        labels = list(class_labels)
+    labels = _listed(class_labels)
     if not labels:
         raise ValueError(
             f"class_labels must be given for this class-conditional model "
             f"({_describe(count, names)}), got {class_labels!r}"
         )
     return [_label(label, count, list(names or [])) for label in labels]
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def _label(label: int | str, count: int, names: list[str]) -> int:
@@ -207,7 +211,7 @@ def _describe(count: int, names: Sequence[str] | None) -> str:
     numbers = f"in 0..{count - 1}"
     if not names:
         return numbers
-    listed = ", ".join(names) if len(names) <= _LISTED else f"a name such as {names[0]!r}"
+    listed = ", ".join(names) if len(names) <= _NAMES else f"a name such as {names[0]!r}"
     return f"{numbers} or {listed}"
 
 
@@ -229,15 +233,21 @@ def draw_seeds(
     if seeds is not None and generator is not None:
         raise ValueError(f"generator must be left out when seeds is given, got seeds={seeds!r}")
     if seeds is not None:
-        listed = range(seeds, seeds + pictures) if isinstance(seeds, int) else list(seeds)
-        _check_length("seeds", len(listed), pictures)
+        listed = _listed(seeds)
         for seed in listed:
             check_whole("seeds", seed, least=0)
-        return list(listed)
-    if generator is None or isinstance(generator, torch.Generator):
+        if isinstance(seeds, int):
+            listed = list(range(seeds, seeds + pictures))
+        _check_length("seeds", len(listed), pictures)
+        return listed
+    generators = _listed(generator)
+    for one in generators:
+        if not isinstance(one, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {one!r}")
+    if not isinstance(generator, Sequence):
         return _random_seeds(generator, pictures)
-    _check_length("generator", len(generator), pictures)
-    return [_random_seeds(one, 1)[0] for one in generator]
+    _check_length("generator", len(generators), pictures)
+    return [_random_seeds(one, 1)[0] for one in generators]
 
 
 def _random_seeds(generator: torch.Generator | None, count: int) -> list[int]:
