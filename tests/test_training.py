@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset, digest, load, save
-from visual_ar.models.llamagen import LlamaGen
+from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -81,6 +82,9 @@ depth = 1
 heads = 2
 feature_dim = 16
 length = 5
+
+[sampling]
+guidance_scale = 3.0
 
 [optimiser]
 learning_rate = 2e-3
@@ -240,17 +244,20 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     run(generator, data, parts)
     assert _rows(parts) == _rows(whole)
     for folder in ("model", "text_encoder"):
-        name = "diffusion_pytorch_model.safetensors"
-        ours, theirs = (load_file(output / folder / name) for output in (parts, whole))
+        name = f"pipeline/{folder}/diffusion_pytorch_model.safetensors"
+        ours, theirs = (load_file(output / name) for output in (parts, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
     assert metrics["quality"]["held_out_loss"] < 2 * math.log(16)
-    model = LlamaGen.from_pretrained(whole / "model")
-    encoder = TextEncoder.from_pretrained(whole / "text_encoder")
-    assert model.vocab_size == 16
-    assert encoder.config.length == model.prefix_length == 5
-    assert "alias" in encoder.config.words
     assert (whole / "samples.png").stat().st_size > 0
+    pipe = VisualARPipeline.from_pretrained(whole / "pipeline")
+    assert pipe.model.vocab_size == 16
+    assert pipe.text_encoder.config.length == pipe.model.prefix_length == 5
+    assert "alias" in pipe.text_encoder.config.words
+    assert pipe.config.guidance_scale == 3.0
+    pipe.scheduler = SequentialDecoding()
+    assert pipe("alias", seeds=1).images[0].size == (pipe.config.width, pipe.config.height)
+    assert (whole / "pipeline" / "model" / "config.json").read_text().count(str(tmp_path)) == 0
 
 
 def test_a_generator_needs_its_tokenizer(data: Path, tmp_path: Path) -> None:

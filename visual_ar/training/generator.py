@@ -20,6 +20,7 @@ from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.bundle import save_pipeline
 from visual_ar.training.codes import cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.pictures import save_sheet
@@ -72,6 +73,7 @@ class GeneratorTraining:
         self.weights = balance([data.groups[i] for i in self.train_indices], recipe.balance)
         held_out = torch.from_numpy(data.indices(recipe.held_out))
         self.held_out = held_out[:: max(1, len(held_out) // HELD_OUT_PICTURES)][:HELD_OUT_PICTURES]
+        self.class_names = data.classes if recipe.text is None else None
         torch.manual_seed(recipe.seed)
         self.conditions: Conditions
         encoder: TextEncoder | None = None
@@ -113,7 +115,7 @@ class GeneratorTraining:
             if self.clock.step % logging.checkpoint == 0:
                 save_checkpoint(self.output, self._state())
         save_checkpoint(self.output, self._state())
-        self._save_models()
+        self._save()
         self.save_samples()
         return {"held_out_loss": self.measure(), "held_out_pictures": len(self.held_out)}
 
@@ -161,19 +163,30 @@ class GeneratorTraining:
         given = self.conditions.describe(torch.cat((seen, held)), self.average.model.text_encoder)
         model = self.average.model.model
         condition = model.condition(given.given, given.mask)
-        sampling = Sampling.create(list(range(len(given.given))), self.recipe.sheet_guidance)
+        chosen = self.recipe.sampling
+        sampling = Sampling.create(
+            list(range(len(given.given))),
+            chosen.guidance_scale,
+            chosen.temperature,
+            chosen.top_k,
+            chosen.top_p,
+        )
         layout = model.layout(self.grid)
         for step in SequentialDecoding().decode(model, layout, condition, sampling):
             tokens = step.tokens
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
         save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)
 
-    def _save_models(self) -> None:
+    def _save(self) -> None:
         averaged = self.average.model
-        averaged.model.save_pretrained(self.output / "model")
-        self.tokenizer.save_pretrained(self.output / "image_tokenizer")
-        if averaged.text_encoder is not None:
-            averaged.text_encoder.save_pretrained(self.output / "text_encoder")
+        save_pipeline(
+            averaged.model,
+            self.tokenizer,
+            averaged.text_encoder,
+            self.class_names,
+            self.recipe.sampling,
+            self.output / "pipeline",
+        )
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -84,6 +84,16 @@ class ReconstructionLoss:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """How pictures are drawn unless the user asks otherwise; see `Sampling.create`."""
+
+    guidance_scale: float = 2.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What every recipe has.
 
@@ -135,7 +145,7 @@ class GeneratorRecipe(Recipe):
         balance: a picture is drawn with the size of its group to the power -`balance`.
         crops: cached versions of each picture's codes; all but the first are shifted.
         shift: largest translation of such a version, in pixels.
-        sheet_guidance: guidance of the sample sheets.
+        sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
     tokenizer: str = ""
@@ -147,7 +157,7 @@ class GeneratorRecipe(Recipe):
     balance: float = 0.0
     crops: int = 1
     shift: int = 0
-    sheet_guidance: float = 2.0
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 KINDS: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "generator": GeneratorRecipe}

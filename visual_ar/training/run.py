@@ -33,7 +33,8 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
     Args:
         recipe: the name of a bundled recipe or the path of a TOML file.
         data: folder of the prepared dataset that the recipe names.
-        output: folder of the run; afterwards it holds `model/`, `metrics.json`, `log.csv`.
+        output: folder of the run; afterwards it holds `log.csv`, `metrics.json` and the folder
+            `model/` of a tokenizer or `pipeline/` of a generator.
         device: "cpu" or "cuda".
 
     Returns:
