@@ -81,7 +81,7 @@ class ToyTokenModel(TokenModel):
         """Prefixes of classes 0 and 1; class 2 stands for no class. labels: one a picture."""
         rows = labels + [2] * len(labels) if guided else labels
         prefix = self.classes[torch.tensor(rows)].detach()
-        return Condition(prefix, torch.ones(prefix.shape[:2], dtype=torch.bool))
+        return Condition(prefix, prefix.new_ones(prefix.shape[:2], dtype=torch.bool))
 
     def new_cache(self, rows: int, slots: int) -> KVCache:
         """One layer with one head."""
