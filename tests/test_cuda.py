@@ -1,4 +1,4 @@
-"""The engine on a GPU: the same random numbers, the same laws, the same pictures. Skipped without."""
+"""The engine on a GPU: the same random numbers, laws and pictures. Skipped without one."""
 
 import pytest
 import torch
