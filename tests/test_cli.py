@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from visual_ar.cli.main import app
 from visual_ar.cli.recipe import command
 from visual_ar.cli.sheet import GAP, paste
 from visual_ar.png import read_recipe
+from visual_ar.tokenizers.vq import VQTokenizer
 
 
 def run(*words):
@@ -267,3 +269,21 @@ def test_prompts_that_look_like_options_survive_the_command():
     recipe = {"prompt": ["-5 degrees", "it's"], "seed": 3, "sheet": True, "other": 1}
     printed = command(recipe)
     assert printed == "visual-ar generate --seed 3 --sheet -- '-5 degrees' 'it'\"'\"'s'"
+
+
+def test_convert_writes_a_folder_that_loads(folder):
+    torch.manual_seed(0)
+    options = {"channels": 32, "channel_multipliers": (1, 2), "residual_blocks": 1}
+    tokenizer = VQTokenizer(**options, latent_channels=32, codebook_size=16, codebook_dim=4)
+    torch.save({"model": tokenizer.state_dict()}, "vq.pt")
+    result = run("convert", "vq.pt", "--output", "vq")
+    assert result.exit_code == 0, result.output
+    loaded = VQTokenizer.from_pretrained("vq")
+    for name, weight in tokenizer.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+    again = run("convert", "vq.pt", "--output", "vq")
+    assert again.exit_code == 1 and "new or empty folder" in again.stderr
+    (folder / "vq.pt").write_bytes((folder / "vq.pt").read_bytes()[:1000])
+    broken = run("convert", "vq.pt", "--output", "other")
+    assert broken.exit_code == 1 and "vq.pt" in broken.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["vq", "vq.pt"]

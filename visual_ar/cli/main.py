@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from visual_ar.cli import bench, data, evaluate, generate, info, train
+from visual_ar.cli import bench, convert, data, evaluate, generate, info, train
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -56,6 +56,7 @@ app.command("bench")(bench.bench)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("train", no_args_is_help=True)(train.train)
 app.command("data", no_args_is_help=True)(data.data)
+app.command("convert", no_args_is_help=True)(convert.convert)
 app.command("info")(info.info)
 
 

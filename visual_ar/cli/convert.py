@@ -1,0 +1,47 @@
+"""`visual-ar convert`: published checkpoints to model folders; knows no checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visual_ar.cli.common import Json, check_output_folder, echo_json
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A .pt, .pth, .bin or .safetensors file.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; new or empty.")],
+    grid: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows and columns of tokens of a generator, when its file name does not tell: "
+            "16 for 256 pixels, 24 for 384.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a published checkpoint into a model folder.
+
+    Reads LlamaGen generators (c2i and t2i, B to 3B) and LlamaGen's VQ
+    tokenizers; sizes come from the weights, the grid from the file name. Pickled
+    files are read as tensors only, so they cannot run code.
+
+    [bold]Examples[/bold]
+
+    [cyan]visual-ar convert c2i_B_256.pt --output llamagen-b[/cyan]
+    A generator, for LlamaGen.from_pretrained("llamagen-b").
+
+    [cyan]visual-ar convert vq_ds16_c2i.pt --output llamagen-vq16[/cyan]
+    A tokenizer, for VQTokenizer.from_pretrained("llamagen-vq16").
+    """
+    check_output_folder(output)
+    from visual_ar.convert import convert as write
+
+    report = write(source, output, grid)
+    if as_json:
+        echo_json({"source": str(source), "output": str(output), "report": report})
+    else:
+        typer.echo(report)
