@@ -226,7 +226,7 @@ def test_saving_and_loading_keeps_every_number(tmp_path, by_text):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 2, 5, 128, 129])
+@pytest.mark.parametrize("rows", [1, 2, 5, 64, 65])
 def test_linear_is_linear_for_any_number_of_rows(rows):
     layer = Linear(24, 40)
     x = torch.randn(rows, 1, 24)
