@@ -215,7 +215,7 @@ class T5TextEncoder(ModelMixin, ConfigMixin):
         """
         encoder = _import_transformers().T5EncoderModel.from_pretrained(source)
         with torch.device("meta"):
-            model = cls(encoder.config.to_dict(), str(source), length)
+            model = cls(t5=encoder.config.to_dict(), tokenizer=str(source), length=length)
         model.encoder = encoder.encoder
         return model.eval()
 
