@@ -31,7 +31,9 @@ def build_tiny_pipeline(text=False, **options):
     )
     encoder = None
     if text:
-        encoder = TextEncoder(WORDS, 8, 1, 2, feature_dim=8, length=3, ngram_buckets=32).eval()
+        encoder = TextEncoder(
+            words=WORDS, dim=8, depth=1, heads=2, feature_dim=8, length=3, ngram_buckets=32
+        ).eval()
     names = None if text else ["cat", "dog", "frog"]
     pipe = VisualARPipeline(
         model=model.eval(),

@@ -82,7 +82,8 @@ class GeneratorTraining:
             condition = {"num_classes": len(data.classes)}
         else:
             self.conditions = TextConditions(data, recipe.alias)
-            encoder = TextEncoder(self.conditions.words(self.train_indices), **recipe.text)
+            words = self.conditions.words(self.train_indices)
+            encoder = TextEncoder(words=words, **recipe.text)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
