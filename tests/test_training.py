@@ -337,9 +337,7 @@ def test_late_losses_come_late_and_train_their_discriminator() -> None:
 def test_prompts_are_sometimes_replaced_by_an_alias(data: Path) -> None:
     conditions = TextConditions(load(data), alias=0.5)
     indices = torch.full((200,), 1)
-    encoder = TextEncoder(
-        words=conditions.words(indices), dim=8, length=6, depth=1, heads=2
-    ).eval()
+    encoder = TextEncoder(words=conditions.words(indices), dim=8, length=6, depth=1, heads=2).eval()
     draw = torch.Generator().manual_seed(0)
     features = conditions.vary(indices, encoder, draw).given
     prompt, _ = encoder.encode(["thing 0, dark skin tone"])
