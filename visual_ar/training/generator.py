@@ -70,7 +70,8 @@ class GeneratorTraining:
             self.tokenizer, pictures, recipe.crops, recipe.shift, recipe.seed, output, device
         )
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
-        self.weights = balance([data.groups[i] for i in self.train_indices], recipe.balance)
+        groups = data.groups
+        self.weights = balance([groups[i] for i in self.train_indices], recipe.balance)
         held_out = torch.from_numpy(data.indices(recipe.held_out))
         self.held_out = held_out[:: max(1, len(held_out) // HELD_OUT_PICTURES)][:HELD_OUT_PICTURES]
         self.class_names = data.classes if recipe.text is None else None
