@@ -29,6 +29,7 @@ from visual_ar.request import (
     Labels,
     Prompt,
     Request,
+    check_callback_inputs,
     check_completion,
     check_conditions,
     check_output_type,
@@ -301,12 +302,7 @@ class VisualARPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument breaks a rule; names it, the rule and the value.
         """
-        for name in callback_on_step_end_tensor_inputs:
-            if name not in self._callback_tensor_inputs:
-                raise ValueError(
-                    f"callback_on_step_end_tensor_inputs must be among "
-                    f"{', '.join(self._callback_tensor_inputs)}, got {name!r}"
-                )
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         request = self.check_inputs(
             prompt,
             class_labels,
@@ -328,9 +324,8 @@ class VisualARPipeline(DiffusionPipeline):
             for preview in self._previews(request):
                 bar.update(preview.committed - bar.n)
                 if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        tensors[name] = getattr(preview, name)
+                    names = callback_on_step_end_tensor_inputs
+                    tensors = {name: getattr(preview, name) for name in names}
                     callback_on_step_end(self, preview.step, preview.committed, tensors)
         images = preview.images()
         self.maybe_free_model_hooks()

@@ -77,6 +77,15 @@ def check_output_type(output_type: str) -> None:
         )
 
 
+def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError when a callback asks for a tensor that there is not."""
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {', '.join(known)}, got {name!r}"
+            )
+
+
 def check_whole(name: str, value: object, least: int) -> None:
     """Raises ValueError unless an option is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
