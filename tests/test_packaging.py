@@ -47,7 +47,7 @@ def test_folders_have_no_init(folder):
 
 
 def test_hugging_face_tokenizers_is_not_shadowed():
-    pytest.importorskip("tokenizers.models", reason="comes with the extra transformers")
+    pytest.importorskip("tokenizers.models", reason="needs Hugging Face's package")
     assert run("import tokenizers; print(hasattr(tokenizers, 'Tokenizer'))", ROOT) == "True\n"
 
 
