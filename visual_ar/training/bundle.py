@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def save_pipeline(
         sampling: defaults of the pipeline.
         output: its folder. Files there that are no part of a pipeline, such as a card, stay.
     """
-    parts = [copy.deepcopy(part) for part in (model, tokenizer, text_encoder)]
+    parts: list[Any] = [copy.deepcopy(part) for part in (model, tokenizer, text_encoder)]
     for part in parts:
         if part is not None:
             part.to("cpu", torch.float16).register_to_config(_name_or_path=output.name)
