@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from visual_ar.cli.main import app
 from visual_ar.cli.recipe import command
 from visual_ar.cli.sheet import GAP, paste
+from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.png import read_recipe
 from visual_ar.tokenizers.vq import VQTokenizer
 
@@ -287,3 +288,48 @@ def test_convert_writes_a_folder_that_loads(folder):
     broken = run("convert", "vq.pt", "--output", "other")
     assert broken.exit_code == 1 and "vq.pt" in broken.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["vq", "vq.pt"]
+
+
+RECIPE = """
+name = "tiny"
+kind = "tokenizer"
+dataset = "cifar10"
+steps = 3
+batch = 4
+
+[model]
+channels = 4
+channel_multipliers = [1, 2]
+residual_blocks = 1
+latent_channels = 8
+codebook_size = 8
+codebook_dim = 4
+norm_groups = 2
+
+[optimiser]
+learning_rate = 1e-3
+
+[codebook]
+start = 0.0
+"""
+
+
+def test_train_follows_a_recipe_file(folder):
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    splits = ["train"] * 16 + ["test"] * 8
+    labels = np.zeros(24, dtype=np.int64)
+    manifest = {
+        "name": "cifar10",
+        "shape": list(pictures.shape),
+        "pictures_sha256": digest(pictures),
+        "counts": {"train": 16, "test": 8},
+    }
+    save(Dataset("cifar10", pictures, splits, [], labels, ["noise"], manifest), folder / "data")
+    (folder / "tiny.toml").write_text(RECIPE)
+    result = run(
+        "train", "tiny.toml", "--data", "data", "--output", "run", "--device", "cpu", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "follow it in run/log.csv" in result.stderr
+    assert json.loads(result.stdout)["metrics"]["steps"] == 3
+    assert VQTokenizer.from_pretrained("run/model").codebook_size == 8

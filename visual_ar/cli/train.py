@@ -59,6 +59,8 @@ def train(
     place = str(resolve_device(device))
     from visual_ar.training import run, run_all
 
+    logs = output / "*" / "log.csv" if recipe == "all" else output / "log.csv"
+    typer.echo(f"Training {recipe} on {place}; follow it in {logs}", err=True)
     if recipe == "all":
         run_all(data, output, place)
         metrics = {}
