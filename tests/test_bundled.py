@@ -1,0 +1,85 @@
+"""The bundled models: they load, draw what is asked, and fast methods draw from the same law."""
+
+import pytest
+import torch
+
+from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.assets import bundled
+from visual_ar.evaluation.frechet import permutation_test
+from visual_ar.pipeline import VisualARPipeline
+
+PICTURES = 100
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    pipe = VisualARPipeline.from_pretrained("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    pipe = VisualARPipeline.from_pretrained("cifar10")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def sequential_features(cifar10):
+    return features(cifar10, SequentialDecoding(), seed=0)
+
+
+def features(pipe, method, seed, **options):
+    """What two-sample tests compare: mean code of each quarter of a picture, fp32 [M, 4 C]."""
+    pipe.scheduler = method
+    classes = [k % 10 for k in range(PICTURES)]
+    latents = pipe(class_labels=classes, seeds=seed, output_type="latent", **options).images
+    quarters = torch.nn.functional.adaptive_avg_pool2d(latents, 2)
+    return quarters.flatten(1)
+
+
+def test_there_are_two_models_with_cards():
+    models = bundled()
+    assert set(models) >= {"emoji", "cifar10"}
+    for folder in models.values():
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
+
+
+def test_assets_are_small():
+    sizes = [p.stat().st_size for f in bundled().values() for p in f.rglob("*") if p.is_file()]
+    assert max(sizes) < 16e6 and sum(sizes) < 48e6
+
+
+def test_emoji_draws_from_words_it_knows_and_does_not_know(emoji):
+    emoji.scheduler = SpeculativeJacobiDecoding(window=16)
+    output = emoji(["strawberry", "strawbery cake"], seeds=1, output_type="np")
+    assert output.images.shape == (2, 64, 64, 3)
+    assert output.images.std(axis=(1, 2, 3)).min() > 0.05
+    assert sum(output.stats.passes) < 2 * 256
+
+
+def test_exact_match_draws_the_sequential_emoji(emoji):
+    emoji.scheduler = SequentialDecoding()
+    expected = emoji("red heart", seeds=5, output_type="tokens")
+    emoji.scheduler = ExactMatchJacobiDecoding(window=16)
+    output = emoji("red heart", seeds=5, output_type="tokens")
+    assert torch.equal(output.tokens, expected.tokens)
+    assert sum(output.stats.passes) < 0.8 * sum(expected.stats.passes)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
+def test_jacobi_cannot_be_told_from_sequential(cifar10, sequential_features, coupling):
+    method = SpeculativeJacobiDecoding(window=16, coupling=coupling)
+    drawn = features(cifar10, method, seed=PICTURES)
+    assert permutation_test(sequential_features, drawn, "energy", 400, seed=0) > 0.01
+
+
+def test_the_two_sample_test_notices_another_law(cifar10, sequential_features):
+    """Its power: a slightly cooler law of the same model is told apart."""
+    method = SpeculativeJacobiDecoding(window=16)
+    drawn = features(cifar10, method, seed=PICTURES, temperature=0.8)
+    assert permutation_test(sequential_features, drawn, "energy", 400, seed=0) < 0.01

@@ -1,0 +1,72 @@
+"""Every snippet of the README runs: Python as it stands, commands through the command line."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+COMMANDS = [
+    line for language, body in BLOCKS if language == "bash" for line in body.strip().splitlines()
+]
+ELSEWHERE = ("train ", "data ", "convert ")
+"""Commands that need hours, a registry or somebody's checkpoint; their own tests run them."""
+
+
+def test_the_readme_has_snippets():
+    assert len(PYTHON) >= 3 and len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("snippet", PYTHON, ids=range(len(PYTHON)))
+def test_python_snippets_run(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path))
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Commands run in order in one folder, as a reader would type them."""
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("visual-ar ")])
+def test_commands_run(line, folder, monkeypatch):
+    from visual_ar.cli.main import app
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(folder))
+    words = shlex.split(line, comments=True)[1:]
+    if line.removeprefix("visual-ar ").startswith(ELSEWHERE):
+        words = [words[0], "--help"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    if "--output" in words:
+        assert (folder / words[words.index("--output") + 1]).stat().st_size > 500
+
+
+def test_the_first_command_is_what_the_tests_run():
+    """The line a newcomer copies generates with the same command that is run below it."""
+    install = next(c for c in COMMANDS if c.startswith("python3 -m venv"))
+    generate = install.split("&&")[-1].strip().removeprefix(".venv/bin/")
+    assert generate == 'visual-ar generate "strawberry" --output strawberry.png'
+
+
+def test_the_generate_command_of_the_first_line_runs(folder, monkeypatch):
+    from visual_ar.cli.main import app
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(folder))
+    result = CliRunner().invoke(app, ["generate", "strawberry", "--output", "strawberry.png"])
+    assert result.exit_code == 0, result.output
+    assert (folder / "strawberry.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_links_and_pictures_exist():
+    text = README.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (README.parent / target).exists(), target
