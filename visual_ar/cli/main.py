@@ -79,7 +79,7 @@ def options(
         typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Draw pictures with visual autoregressive models, several times faster.
+    """Draw pictures with visual autoregressive models, in fewer passes.
 
     [bold]First picture:[/bold] visual-ar generate "strawberry" --output strawberry.png
     """
