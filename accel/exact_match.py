@@ -14,18 +14,17 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
-from visual_ar.accel.window import check_window, tuned_window
-from visual_ar.conditioning import Condition
+from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import Sampling, uniforms
+from visual_ar.sampling import uniforms
 
 _INITIALISERS = ("uniform", *sorted(COPIES))
 
 
-class ExactMatchJacobiDecoding(Decoding):
+class ExactMatchJacobiDecoding(WindowedDecoding):
     """Keeps drafts while they equal the token the frozen noise gives; see the module's docstring.
 
     Args:
@@ -50,14 +49,6 @@ class ExactMatchJacobiDecoding(Decoding):
         """Raises ValueError when this method cannot serve the model or the layout."""
         super().check(model, layout)
         check_initialiser(self.config.init, layout)
-
-    def choose_window(
-        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
-    ) -> int:
-        """The configured window, or the fastest one measured on this device."""
-        if self.config.window != "auto":
-            return self.config.window
-        return tuned_window(self, model, layout, condition, sampling)
 
     def init(
         self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1

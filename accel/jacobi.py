@@ -16,13 +16,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
-from visual_ar.accel.window import check_window, tuned_window
-from visual_ar.conditioning import Condition
+from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
+from visual_ar.sampling import CategoricalLaw, uniforms
 
 COUPLINGS = ("independent", "maximal", "gumbel")
 _ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
@@ -48,7 +47,7 @@ class JacobiBuffers:
     ahead: int = 0
 
 
-class SpeculativeJacobiDecoding(Decoding):
+class SpeculativeJacobiDecoding(WindowedDecoding):
     """Lossless self-speculation; see the module's docstring.
 
     Args:
@@ -84,14 +83,6 @@ class SpeculativeJacobiDecoding(Decoding):
         """Raises ValueError when this method cannot serve the model or the layout."""
         super().check(model, layout)
         check_initialiser(self.config.init, layout)
-
-    def choose_window(
-        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
-    ) -> int:
-        """The configured window, or the fastest one measured on this device."""
-        if self.config.window != "auto":
-            return self.config.window
-        return tuned_window(self, model, layout, condition, sampling)
 
     def init(
         self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1

@@ -1,4 +1,4 @@
-"""Chooses how many ranks a pass should predict on this device, once, and remembers it.
+"""Methods with a window, and how many ranks a pass should predict on this device: measured once.
 
 The best window maximises E[min(run, W)] / cost(W): `cost` is timed, the distribution of accepted
 runs is measured by decoding with the widest window. A window never changes the output law. Knows
@@ -13,21 +13,30 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from visual_ar.accel.decoding import Decoding
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import Sampling
 
-if TYPE_CHECKING:
-    from visual_ar.accel.decoding import Decoding
-
 CANDIDATES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _TIMED_PASSES = 7
 _MEASURED_PASSES = 64
+
+
+class WindowedDecoding(Decoding):
+    """A method whose `window` option is a number of ranks or "auto", the fastest on this device."""
+
+    def choose_window(
+        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+    ) -> int:
+        """The configured window, or the fastest one measured on this device."""
+        if self.config.window != "auto":
+            return self.config.window
+        return tuned_window(self, model, layout, condition, sampling)
 
 
 def check_window(window: int | str) -> None:
