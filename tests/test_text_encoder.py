@@ -41,12 +41,25 @@ def test_words_of_a_prompt(prompt, words):
 
 
 @torch.no_grad()
-def test_prompts_are_padded_on_the_left_and_padding_changes_nothing(encoder):
+def test_words_stand_at_the_end_and_their_summary_everywhere(encoder):
     encoder.eval()
     features, mask = encoder.encode(["red heart", "waving hand, medium skin tone", ""])
     assert features.shape == (3, 8, 24)
-    assert mask.tolist() == [[c >= 6 for c in range(8)], [c >= 3 for c in range(8)], [False] * 8]
-    assert not features[~mask].any() and torch.isfinite(features).all()
+    assert mask.tolist() == [[True] * 8, [True] * 8, [False] * 8]
+    assert not features[2].any() and torch.isfinite(features).all()
+    for row, words in enumerate((2, 5)):
+        columns = features[row]
+        assert torch.equal(columns[: 8 - words], columns[:1].expand(8 - words, -1))
+        assert len(torch.unique(columns, dim=0)) == words + 1
+    assert (features[0, 0] - features[1, 0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_prompt_does_not_depend_on_the_others_nor_on_the_room_for_longer_ones(encoder):
+    encoder.eval()
+    together, _ = encoder.encode(["red heart", "waving hand, medium skin tone"])
+    alone, _ = encoder.encode(["red heart"])
+    assert torch.allclose(alone[0], together[0], atol=1e-6)
     longer = TextEncoder.from_config(encoder.config, length=11)
     state = encoder.state_dict()
     state["position_embedding.weight"] = torch.cat(
@@ -54,7 +67,7 @@ def test_prompts_are_padded_on_the_left_and_padding_changes_nothing(encoder):
     )
     longer.load_state_dict(state)
     again, _ = longer.eval().encode(["red heart"])
-    assert torch.allclose(again[0, -2:], features[0, -2:], atol=1e-6)
+    assert torch.allclose(again[0, -8:], alone[0], atol=1e-6)
 
 
 @torch.no_grad()

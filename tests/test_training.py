@@ -83,6 +83,10 @@ heads = 2
 feature_dim = 16
 length = 5
 
+[captions]
+steps = 20
+batch = 8
+
 [sampling]
 guidance_scale = 3.0
 

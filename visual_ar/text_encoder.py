@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _WORD = re.compile(r"[^\W_]+")
 _NGRAM_SIZES = (3, 4)
@@ -46,12 +48,12 @@ def vocabulary(prompts: Iterable[str]) -> list[str]:
 
 
 class Words(NamedTuple):
-    """Prompts as numbers, left-padded to T words.
+    """Prompts as numbers, left-padded to L words, as many as the longest has.
 
     Attributes:
-        words: int64 [B, T], position in the vocabulary from 1 on, 0 for unknown words and padding.
-        ngrams: int64 [B, T, G], hashed n-grams of each word from 1 on, 0 for padding.
-        mask: bool [B, T], False marks padding.
+        words: int64 [B, L], position in the vocabulary from 1 on, 0 for unknown words and padding.
+        ngrams: int64 [B, L, G], hashed n-grams of each word from 1 on, 0 for padding.
+        mask: bool [B, L], False marks padding.
     """
 
     words: Tensor
@@ -71,7 +73,10 @@ class TextEncoder(ModelMixin, ConfigMixin):
     """A small transformer over words; a word is its own embedding plus those of its n-grams.
 
     Hashed character n-grams (Bojanowski et al. 2017) give unseen words and typing errors an
-    embedding close to that of similar known words.
+    embedding close to that of similar known words. Every feature column holds a summary of the
+    whole prompt, to which the columns of words add their own: LlamaGen's prefix keys score 0, so
+    that its attention weighs a prompt by the number of its columns, and the four columns of a
+    typical name would be lost among 256 cells.
 
     Args:
         words: the vocabulary, see `vocabulary`.
@@ -106,6 +111,7 @@ class TextEncoder(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, feature_dim)
+        self.summary = Mlp(dim, 2 * dim, feature_dim)
         for table in (self.word_embedding, self.ngram_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.1)
         nn.init.zeros_(self.ngram_embedding.weight[0])
@@ -124,13 +130,14 @@ class TextEncoder(ModelMixin, ConfigMixin):
                     f"prompt must have at most {length} words for this model, "
                     f"got {len(words)}: {prompt!r}"
                 )
-        numbers = torch.full((len(prompts), length), _UNKNOWN)
-        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+        columns = max(1, *map(len, split))
+        numbers = torch.full((len(prompts), columns), _UNKNOWN)
+        mask = torch.zeros(len(prompts), columns, dtype=torch.bool)
         grams = {word: self._hash_ngrams(word) for words in split for word in words}
         longest = max(map(len, grams.values()), default=1)
-        ngrams = torch.zeros(len(prompts), length, longest, dtype=torch.int64)
+        ngrams = torch.zeros(len(prompts), columns, longest, dtype=torch.int64)
         for row, words in enumerate(split):
-            for column, word in enumerate(words, start=length - len(words)):
+            for column, word in enumerate(words, start=columns - len(words)):
                 numbers[row, column] = self._ids.get(word, _UNKNOWN)
                 ngrams[row, column, : len(grams[word])] = torch.tensor(grams[word])
                 mask[row, column] = True
@@ -143,7 +150,8 @@ class TextEncoder(ModelMixin, ConfigMixin):
             prompts: B tokenised prompts on the model's device.
 
         Returns:
-            features [B, T, C], zero at padding, and the mask, bool [B, T], False at padding.
+            features [B, T, C] and their mask, bool [B, T]: False all along an empty prompt, whose
+            features are zero.
         """
         words, ngrams, mask = prompts
         if self.training:
@@ -159,7 +167,12 @@ class TextEncoder(ModelMixin, ConfigMixin):
         visible = (mask[:, None] | itself)[:, None]  # padding sees itself: no empty softmax
         for block in self.blocks:
             x = block(x, attn_mask=visible)
-        return self.output(self.norm(x)) * mask[..., None], mask
+        x = self.norm(x) * mask[..., None]
+        summary = self.summary(x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
+        missing = self.config.length - mask.shape[1]
+        features = F.pad(self.output(x) * mask[..., None], (0, 0, missing, 0)) + summary[:, None]
+        told = mask.any(1, keepdim=True).expand(-1, self.config.length)
+        return features * told[..., None], told
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """`forward` of `tokenize`: features [B, T, C] and mask [B, T] of B prompts."""

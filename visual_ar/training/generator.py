@@ -21,6 +21,7 @@ from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.bundle import save_pipeline
+from visual_ar.training.captions import CaptionModel, start_captions
 from visual_ar.training.codes import cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.pictures import save_sheet
@@ -47,10 +48,15 @@ SHEET_COLUMNS = 8
 class Trained(nn.Module):
     """All that one run trains: the transformer and, for captions, the encoder that reads them."""
 
-    def __init__(self, model: LlamaGen, text_encoder: TextEncoder | None) -> None:
+    def __init__(self, model: LlamaGen, captions: CaptionModel | None) -> None:
         super().__init__()
         self.model = model
-        self.text_encoder = text_encoder
+        self.captions = captions
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What reads the captions, if there are any."""
+        return None if self.captions is None else self.captions.encoder
 
 
 class GeneratorTraining:
@@ -77,14 +83,15 @@ class GeneratorTraining:
         self.class_names = data.classes if recipe.text is None else None
         torch.manual_seed(recipe.seed)
         self.conditions: Conditions
-        encoder: TextEncoder | None = None
+        captions: CaptionModel | None = None
         if recipe.text is None:
             self.conditions = ClassConditions(data, device)
             condition = {"num_classes": len(data.classes)}
         else:
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
-            encoder = TextEncoder(words=words, **recipe.text)
+            encoder = TextEncoder(words=words, **recipe.text).to(device)
+            captions = CaptionModel(encoder, self.tokenizer, self.codes[0])
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
@@ -95,9 +102,21 @@ class GeneratorTraining:
             vocab_size=self.tokenizer.codebook_size,
             grid_size=self.grid[0],
         )
-        self.trained = Trained(model, encoder).to(device).train()
+        self.trained = Trained(model, captions).to(device).train()
         self.parameters = list(self.trained.parameters())
-        self.optimisers = build_optimisers(self.trained, recipe.optimiser, model.layers)
+        self.optimisers = build_optimisers(
+            self.trained, recipe.optimiser, model.layers, captions, recipe.captions.rate
+        )
+        if captions is not None:
+            start_captions(
+                captions,
+                self.conditions,
+                self.train_indices,
+                self.weights,
+                recipe.captions,
+                recipe.seed,
+                output,
+            )
         self.average = Average(self.trained, recipe.optimiser.ema)
         self.clock = Clock(recipe)
         self._restore()
@@ -133,8 +152,11 @@ class GeneratorTraining:
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             given = self.conditions.vary(indices, self.trained.text_encoder, draw)
-            loss = _loss(self.trained.model, tokens, given, drop)
-        loss.backward()
+            loss = total = _loss(self.trained.model, tokens, given, drop)
+        if self.trained.captions is not None:
+            foretold = self.trained.captions.loss(given.given, indices)
+            total = total + recipe.captions.weight * foretold
+        total.backward()
         norm = update(self.optimisers, self.parameters, rate, recipe.optimiser.clip)
         self.average.update(self.trained, step)
         return {

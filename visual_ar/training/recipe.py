@@ -84,6 +84,27 @@ class ReconstructionLoss:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The start of a text encoder, which learns to foretell the latents of the pictures.
+
+    Attributes:
+        steps: before the generator is trained.
+        batch: captions a step.
+        learning_rate: peak of a schedule of its own.
+        embedding_rate: factor for the embeddings, whose rows are seen rarely.
+        weight: of the same loss while the generator is trained.
+        rate: factor of the generator's learning rate for the text encoder.
+    """
+
+    steps: int = 1500
+    batch: int = 128
+    learning_rate: float = 2e-3
+    embedding_rate: float = 10.0
+    weight: float = 0.5
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
 class SamplingDefaults:
     """How pictures are drawn unless the user asks otherwise; see `Sampling.create`."""
 
@@ -140,6 +161,7 @@ class GeneratorRecipe(Recipe):
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
         text: arguments of the text encoder; None for a class-conditional generator.
+        captions: how the text encoder is started; no use without `text`.
         alias: chance that a prompt is replaced by another name of its picture.
         drop: chance that the condition is left out, for guidance.
         balance: a picture is drawn with the size of its group to the power -`balance`.
@@ -152,6 +174,7 @@ class GeneratorRecipe(Recipe):
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
     text: dict[str, Any] | None = None
+    captions: Captions = field(default_factory=Captions)
     alias: float = 0.0
     drop: float = 0.1
     balance: float = 0.0

@@ -73,7 +73,11 @@ class Average(Generic[M]):
 
 
 def build_optimisers(
-    module: nn.Module, options: Optimiser, trunk: nn.Module | None = None
+    module: nn.Module,
+    options: Optimiser,
+    trunk: nn.Module | None = None,
+    slow: nn.Module | None = None,
+    slow_rate: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
     """AdamW over what is trainable, or Muon over the trunk's matrices and AdamW over the rest.
 
@@ -81,17 +85,22 @@ def build_optimisers(
         module: what is trained.
         options: of the recipe; only matrices and kernels decay.
         trunk: the part of `module` whose matrices go to Muon if the recipe asks for it.
+        slow: a part of `module`, outside the trunk, that has been trained before.
+        slow_rate: factor of the learning rate for it.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = []
     if options.muon and trunk is not None:
         matrices = [p for p in trunk.parameters() if p.requires_grad and p.ndim == 2]
-    taken = {id(p) for p in matrices}
+    before = [] if slow is None else [p for p in slow.parameters() if p.requires_grad]
+    taken = {id(p) for p in (*matrices, *before)}
     others = [p for p in parameters if id(p) not in taken]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if before:
+        groups.append({"params": before, "weight_decay": 0.0, "factor": slow_rate})
     adamw = torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas)
     if not matrices:
         return [adamw]
@@ -116,7 +125,7 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     return float(norm)

@@ -1,0 +1,127 @@
+"""Starts a text encoder: from the caption alone it learns to foretell the latents of the picture.
+
+A picture's embedding as the target of its words, after DeViSE (Frome et al. 2013), here the codes'
+own vectors. A caption is one short line against 256 cells, and a generator alone takes tens of
+passes over the pictures to learn to listen to it; an encoder that already knows what the picture
+looks like is listened to from the first hundred steps. Knows nothing about generators.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.conditions import Conditions
+from visual_ar.training.recipe import Captions
+from visual_ar.training.state import Log, derived_seed, random_numbers
+
+FILE = "captions.safetensors"
+STREAM = 3
+WARMUP = 50
+ROW = 50
+CLIP = 1.0
+
+
+class CaptionModel(nn.Module):
+    """A text encoder and the linear map from the mean of its features to a picture's latents.
+
+    Args:
+        encoder: what is trained.
+        tokenizer: whose code vectors are the latents.
+        codes: uint16 [M, N], of every picture of the dataset.
+    """
+
+    def __init__(self, encoder: TextEncoder, tokenizer: VQTokenizer, codes: Tensor) -> None:
+        super().__init__()
+        self._vectors = tokenizer.quantize.codebook().detach().float()  # [V, d]
+        self._codes = codes
+        size = codes.shape[1] * self._vectors.shape[1]
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.feature_dim, size, device=self._vectors.device)
+        with torch.no_grad():
+            mean = torch.stack([self._latents(part).mean(0) for part in _parts(len(codes))]).mean(0)
+            spread = [(self._latents(part) - mean).square().mean() for part in _parts(len(codes))]
+            self.head.bias.copy_(mean)
+        self._variance = float(torch.stack(spread).mean())
+
+    def loss(self, features: Tensor, indices: Tensor) -> Tensor:
+        """Mean squared error over the latents' variance: 1 for knowing nothing.
+
+        Args:
+            features: [B, T, C], of captions.
+            indices: int64 [B], of their pictures.
+        """
+        foretold = self.head(features.float().mean(1))
+        return (foretold - self._latents(indices)).square().mean() / self._variance
+
+    def _latents(self, indices: Tensor) -> Tensor:
+        """The vectors of a picture's codes, one after the other: [B, N d]."""
+        codes = self._codes[indices].to(self._vectors.device, torch.int64)
+        return self._vectors[codes].flatten(1)
+
+
+def start_captions(
+    model: CaptionModel,
+    conditions: Conditions,
+    indices: Tensor,
+    weights: Tensor,
+    options: Captions,
+    seed: int,
+    output: Path,
+) -> None:
+    """Trains `model` in place, or reads what an earlier call in this folder had trained.
+
+    Args:
+        model: in training mode.
+        conditions: the captions of the dataset.
+        indices: int64 [M], pictures to train on.
+        weights: float64 [M], chance of each.
+        options: of the recipe.
+        seed: of the order of the pictures and the hiding of words.
+        output: where the result and `captions.csv` go.
+    """
+    path = output / FILE
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return
+    optimiser = _optimiser(model, options)
+    log = Log(output / "captions.csv", 0)
+    for step in range(options.steps):
+        draw = random_numbers(seed, STREAM, step)
+        chosen = indices[torch.multinomial(weights, options.batch, True, generator=draw)]
+        torch.manual_seed(derived_seed(seed, STREAM, step))
+        loss = model.loss(conditions.vary(chosen, model.encoder, draw).given, chosen)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        decay = 0.5 * (1 + math.cos(math.pi * step / options.steps)) * min(1, (step + 1) / WARMUP)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * decay
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if (step + 1) % ROW == 0:
+            log.write({"step": step + 1, "loss": float(loss.detach())})
+    part = path.with_suffix(".part")
+    save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, part)
+    os.replace(part, path)
+
+
+def _optimiser(model: CaptionModel, options: Captions) -> torch.optim.AdamW:
+    tables = [m.weight for m in model.encoder.modules() if isinstance(m, nn.Embedding)]
+    known = {id(table) for table in tables}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": tables, "peak": options.learning_rate * options.embedding_rate},
+        {"params": rest, "peak": options.learning_rate},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def _parts(count: int, size: int = 256) -> tuple[Tensor, ...]:
+    return torch.arange(count).split(size)
