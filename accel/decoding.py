@@ -1,7 +1,7 @@
 """The contract of a decoding method, and the state of the pictures it works on.
 
 A method owns the loop, because speculation decides how many passes are made. It knows nothing
-about families, tokenizers or pixels; progress bars, previews and statistics consume its steps.
+about families or pixels; progress bars, previews and statistics consume its steps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, take_rows, warp
+from visual_ar.tokenizers.base import VisualTokenizer
 
 _EXTENT_STEP = 32
 
@@ -33,6 +34,8 @@ class Step(NamedTuple):
         committed: int64 [B], tokens committed by this pass; 0 for idle slots.
         head_evaluations: evaluations of the model's head by this pass, summed over pictures.
         done: bool [B].
+        spent: fp32 [B], total variation that a lossy rule spent on the committed tokens, summed;
+            None when the method is lossless.
     """
 
     tokens: Tensor
@@ -40,6 +43,7 @@ class Step(NamedTuple):
     committed: Tensor
     head_evaluations: int
     done: Tensor
+    spent: Tensor | None = None
 
 
 class HostCopy:
@@ -180,8 +184,14 @@ class DecodeState:
         assert self.noise is not None
         return take_rows(self.noise, ranks)
 
-    def report(self, committed: Tensor, head_evaluations: int) -> Step:
-        """The step's result. committed: int64 [B]; head_evaluations: ranks evaluated a slot."""
+    def report(self, committed: Tensor, head_evaluations: int, spent: Tensor | None = None) -> Step:
+        """The step's result.
+
+        Args:
+            committed: int64 [B].
+            head_evaluations: ranks evaluated a slot.
+            spent: fp32 [B], total variation spent.
+        """
         limit = self.layout.length
         known = torch.arange(limit, device=self.length.device) < self.length[:, None]
         return Step(
@@ -190,6 +200,7 @@ class DecodeState:
             committed=committed,
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
+            spent=spent,
         )
 
     def commit(self, tokens: Tensor, count: Tensor) -> Tensor:
@@ -227,8 +238,16 @@ class Decoding(SchedulerMixin, ConfigMixin):
     requires: frozenset[str] = frozenset({"categorical"})
     needs_noise: bool = False
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
-        """Raises ValueError when this method cannot serve the model or the layout."""
+    def check(
+        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
+    ) -> None:
+        """Raises ValueError when this method cannot serve the model, the layout or the tokenizer.
+
+        Args:
+            model: the generator.
+            layout: the decode order.
+            tokenizer: whose codes are generated; methods that compare codes need it.
+        """
         missing = self.requires - model.capabilities
         if missing:
             raise ValueError(
@@ -242,7 +261,13 @@ class Decoding(SchedulerMixin, ConfigMixin):
             )
 
     def init(
-        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+        self,
+        model: TokenModel,
+        layout: Layout,
+        slots: int,
+        guided: bool = True,
+        window: int = 1,
+        tokenizer: VisualTokenizer | None = None,
     ) -> DecodeState:
         """Static buffers with every slot idle.
 
@@ -252,14 +277,16 @@ class Decoding(SchedulerMixin, ConfigMixin):
             slots: number of pictures B decoded at a time, at least 1.
             guided: whether to keep an unconditional row for every slot.
             window: ranks a pass predicts, at least 1.
+            tokenizer: whose codes are generated, for methods that compare codes.
 
         Raises:
-            ValueError: the method cannot serve the model or layout; slots or window is below 1.
+            ValueError: the method cannot serve the model, layout or tokenizer; slots or window is
+                below 1.
         """
         for name, value in (("slots", slots), ("window", window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.check(model, layout)
+        self.check(model, layout, tokenizer)
         device = model.device
         length, width = layout.length, layout.length + window
         rows = 2 * slots if guided else slots
@@ -378,7 +405,12 @@ class Decoding(SchedulerMixin, ConfigMixin):
         state.open_length.push(state.length.masked_fill(state.done, -1).max())
 
     def choose_window(
-        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+        self,
+        model: TokenModel,
+        layout: Layout,
+        condition: Condition,
+        sampling: Sampling,
+        tokenizer: VisualTokenizer | None = None,
     ) -> int:
         """Ranks to predict in a pass over these pictures."""
         return 1
@@ -390,6 +422,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
         condition: Condition,
         sampling: Sampling,
         window: int | None = None,
+        tokenizer: VisualTokenizer | None = None,
     ) -> Iterator[Step]:
         """Decodes pictures, yielding every pass.
 
@@ -399,16 +432,17 @@ class Decoding(SchedulerMixin, ConfigMixin):
             condition: R = B or 2B rows.
             sampling: options of the B pictures.
             window: ranks that a pass predicts; None is what `choose_window` says.
+            tokenizer: whose codes are generated, for methods that compare codes.
 
         Raises:
-            ValueError: the method cannot serve the model or layout.
+            ValueError: the method cannot serve the model, layout or tokenizer.
         """
-        self.check(model, layout)
+        self.check(model, layout, tokenizer)
         batch = len(sampling.seed)
         guided = len(condition.prefix) == 2 * batch
         if window is None:
-            window = self.choose_window(model, layout, condition, sampling)
-        state = self.init(model, layout, batch, guided, window)
+            window = self.choose_window(model, layout, condition, sampling, tokenizer)
+        state = self.init(model, layout, batch, guided, window, tokenizer)
         self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
         while state.open_length.read() >= 0:
             yield self.advance(state)

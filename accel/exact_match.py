@@ -20,6 +20,7 @@ from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import uniforms
+from visual_ar.tokenizers.base import VisualTokenizer
 
 _INITIALISERS = ("uniform", *sorted(COPIES))
 
@@ -45,16 +46,24 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         if init not in _INITIALISERS:
             raise ValueError(f"init must be one of {', '.join(_INITIALISERS)}, got {init!r}")
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
-        """Raises ValueError when this method cannot serve the model or the layout."""
-        super().check(model, layout)
+    def check(
+        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
+    ) -> None:
+        """See `Decoding.check`."""
+        super().check(model, layout, tokenizer)
         check_initialiser(self.config.init, layout)
 
     def init(
-        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+        self,
+        model: TokenModel,
+        layout: Layout,
+        slots: int,
+        guided: bool = True,
+        window: int = 1,
+        tokenizer: VisualTokenizer | None = None,
     ) -> DecodeState:
         """See `Decoding.init`. Its own buffer: one uniform number a rank, [B, N + scratch]."""
-        state = super().init(model, layout, slots, guided, window)
+        state = super().init(model, layout, slots, guided, window, tokenizer)
         state.method = torch.zeros(state.tokens.shape, device=state.tokens.device)
         return state
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from visual_ar.accel import acceptance
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
+from visual_ar.accel.rules import Exact, Rule, parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import CategoricalLaw, uniforms
+from visual_ar.tokenizers.base import VisualTokenizer
 
 COUPLINGS = ("independent", "maximal", "gumbel")
 _ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
@@ -37,6 +39,7 @@ class JacobiBuffers:
         history: fp32 [B, N + scratch, V], latest law of every rank; None when no draft reads it.
         numbers: fp32 [4, passes, B, M] uniform numbers of the next passes from rank `base` on.
         base: int64 [B].
+        rule: the acceptance rule with its tables.
         ahead: passes of `numbers` that are left.
     """
 
@@ -44,11 +47,12 @@ class JacobiBuffers:
     history: Tensor | None
     numbers: Tensor
     base: Tensor
+    rule: Rule
     ahead: int = 0
 
 
 class SpeculativeJacobiDecoding(WindowedDecoding):
-    """Lossless self-speculation; see the module's docstring.
+    """Self-speculation, lossless with a lossless rule; see the module's docstring.
 
     Args:
         window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
@@ -58,37 +62,62 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
             as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
             token there; "left-law" or "above-law" draws from the law last seen there.
+        rule: acceptance rule of the drafts that are tested, see `rules.parse_rule`. The redrawn
+            tail is coupled by the exact test whatever the rule, so that its laws stay known.
+        measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
+            instead of estimating an upper bound from the drafts. Slow.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option outside its range, or a rule that this coupling makes inexact.
     """
 
     lossless = True
 
     @register_to_config
     def __init__(
-        self, window: int | str = "auto", coupling: str = "maximal", init: str = "uniform"
+        self,
+        window: int | str = "auto",
+        coupling: str = "maximal",
+        init: str = "uniform",
+        rule: str = "exact",
+        measure_tv: bool = False,
     ) -> None:
         check_window(window)
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
         self.needs_noise = coupling == "gumbel"
+        self._rule = parse_rule(rule)
+        self.lossless = self._rule.lossless
+        if self._rule.fresh_only and coupling != "independent":
+            raise ValueError(
+                f"rule {rule} looks ahead and needs drafts that are all drawn after the last "
+                f"verification: coupling must be 'independent', got {coupling!r}"
+            )
 
     @classmethod
     def published(cls) -> SpeculativeJacobiDecoding:
         """The settings of the paper's code: window 16, random first drafts as point masses."""
         return cls(window=16, coupling="independent", init="random")
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
-        """Raises ValueError when this method cannot serve the model or the layout."""
-        super().check(model, layout)
+    def check(
+        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
+    ) -> None:
+        """See `Decoding.check`."""
+        super().check(model, layout, tokenizer)
         check_initialiser(self.config.init, layout)
+        self._rule.check(tokenizer)
 
     def init(
-        self, model: TokenModel, layout: Layout, slots: int, guided: bool = True, window: int = 1
+        self,
+        model: TokenModel,
+        layout: Layout,
+        slots: int,
+        guided: bool = True,
+        window: int = 1,
+        tokenizer: VisualTokenizer | None = None,
     ) -> DecodeState:
         """See `Decoding.init`."""
-        state = super().init(model, layout, slots, guided, window)
+        state = super().init(model, layout, slots, guided, window, tokenizer)
         device, vocabulary, width = state.tokens.device, model.vocab_size, state.tokens.shape[1]
         history = torch.zeros(slots, width, vocabulary, device=device)
         state.method = JacobiBuffers(
@@ -96,6 +125,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
             history=history if self.config.init in LAWS else None,
             numbers=torch.zeros(0, device=device),
             base=torch.zeros_like(state.length),
+            rule=self._rule.bind(tokenizer),
         )
         return state
 
@@ -121,13 +151,34 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         p = state.law(state.forward(feed, ranks - 1), ranks)
         drafts = state.tokens.gather(1, ranks[:, :-1])
         q = CategoricalLaw(probabilities=buffers.q)
-        passes = acceptance.exact(p.first(state.window - 1), q, drafts, u[_ACCEPT, :, :-1])
-        run = acceptance.leading_run(passes)
-        tokens = self._redraw(state, p, q, drafts, passes, run, ranks, u)
+        run = self._run(p, q, drafts, buffers.rule, u)
+        tokens = self._redraw(state, p, q, drafts, run, ranks, u)
         newest = ranks[:, -1]
+        spent = None if self.lossless else self._spent(state, p, q, drafts, run)
         committed = state.commit(tokens, run + 1)
         self._shift(state, buffers, p, run + 1, newest, u[_INITIAL])
-        return state.report(committed, head_evaluations=state.window)
+        return state.report(committed, state.window, spent)
+
+    def _run(
+        self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, rule: Rule, u: Tensor
+    ) -> Tensor:
+        """How many drafts are kept: int64 [B]. p: [B, W]; q: [B, W - 1]; u: [4, B, W]."""
+        if drafts.shape[1] == 0:
+            return torch.zeros_like(drafts[:, :1]).sum(1)
+        return rule.run(p.first(drafts.shape[1]), q, drafts, u[_ACCEPT, :, :-1])
+
+    def _spent(
+        self, state: DecodeState, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, run: Tensor
+    ) -> Tensor:
+        """Total variation spent on the tokens this pass commits, fp32 [B]."""
+        count = drafts.shape[1]
+        if count == 0:
+            return torch.zeros_like(state.temperature)
+        spent = state.method.rule.spent(p.first(count), q, drafts, self.config.measure_tv)
+        offsets = torch.arange(count, device=run.device)
+        tested = offsets <= run[:, None]  # the drafts kept, and the one that was corrected
+        exists = state.length[:, None] + offsets < state.layout.length
+        return (spent * (tested & exists)).sum(1)
 
     def _redraw(
         self,
@@ -135,7 +186,6 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         p: CategoricalLaw,
         q: CategoricalLaw,
         drafts: Tensor,
-        passes: Tensor,
         run: Tensor,
         ranks: Tensor,
         u: Tensor,
@@ -144,26 +194,29 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
 
         Args:
             p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1].
-            passes: bool [B, W - 1]; run: int64 [B], kept drafts.
+            run: int64 [B], kept drafts.
             ranks: int64 [B, W]; u: [4, B, W].
 
         Returns:
             int64 [B, W].
         """
-        kept_back = state.window - 1
-        if self.config.coupling == "maximal":
-            corrected = p.first(kept_back).residual(q, u[_RESIDUAL, :, :-1])
+        rule, count = state.method.rule, drafts.shape[1]
+        maximal = self.config.coupling == "maximal" and count > 0
+        if maximal:
+            passes = acceptance.exact(p.first(count), q, drafts, u[_ACCEPT, :, :-1])
+            again = p.first(count).residual(q, u[_RESIDUAL, :, :-1])
             last = p.last().sample(u[_FRESH, :, -1:])
-            return torch.cat([torch.where(passes, drafts, corrected), last], dim=1)
-        if self.config.coupling == "gumbel":
+            fresh = torch.cat([torch.where(passes, drafts, again), last], dim=1)
+        elif self.config.coupling == "gumbel":
             fresh = p.sample_gumbel(state.noise_at(ranks))
         else:
             fresh = p.sample(u[_FRESH])
-        if kept_back == 0:
-            return fresh
-        at = run.clamp(max=kept_back - 1)[:, None]
-        corrected = p.rows(at).residual(q.rows(at), u[_RESIDUAL].gather(1, at))
-        column = torch.arange(kept_back, device=run.device)
+        if count == 0 or (maximal and isinstance(rule, Exact)):
+            return fresh  # whose leading run and correction are already the rule's
+        position = run.clamp(max=count - 1)
+        law = rule.correction(p.first(count), q, drafts, position)
+        corrected = law.sample(acceptance.at(u[_RESIDUAL], position))
+        column = torch.arange(count, device=run.device)
         tail = torch.where(column == run[:, None], corrected, fresh[:, :-1])
         tail = torch.where(column < run[:, None], drafts, tail)
         return torch.cat([tail, fresh[:, -1:]], dim=1)

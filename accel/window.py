@@ -21,6 +21,7 @@ from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import Sampling
+from visual_ar.tokenizers.base import VisualTokenizer
 
 CANDIDATES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _TIMED_PASSES = 7
@@ -31,12 +32,17 @@ class WindowedDecoding(Decoding):
     """A method whose `window` option is a number of ranks or "auto", the fastest on this device."""
 
     def choose_window(
-        self, model: TokenModel, layout: Layout, condition: Condition, sampling: Sampling
+        self,
+        model: TokenModel,
+        layout: Layout,
+        condition: Condition,
+        sampling: Sampling,
+        tokenizer: VisualTokenizer | None = None,
     ) -> int:
         """The configured window, or the fastest one measured on this device."""
         if self.config.window != "auto":
             return self.config.window
-        return tuned_window(self, model, layout, condition, sampling)
+        return tuned_window(self, model, layout, condition, sampling, tokenizer)
 
 
 def check_window(window: int | str) -> None:
@@ -58,6 +64,7 @@ def tuned_window(
     layout: Layout,
     condition: Condition,
     sampling: Sampling,
+    tokenizer: VisualTokenizer | None = None,
 ) -> int:
     """The fastest window for these pictures on this device, measured at most once.
 
@@ -67,11 +74,12 @@ def tuned_window(
         layout: the decode order.
         condition: R = B or 2B rows, used for the measurement.
         sampling: options of the B pictures.
+        tokenizer: whose codes are generated, for methods that compare codes.
     """
     key = _key(method, model, layout, condition)
     known = _read()
     if key not in known:
-        known[key] = fastest_window(*measure(method, model, layout, condition, sampling))
+        known[key] = fastest_window(*measure(method, model, layout, condition, sampling, tokenizer))
         _write(key, known[key])
     return known[key]
 
@@ -96,6 +104,7 @@ def measure(
     layout: Layout,
     condition: Condition,
     sampling: Sampling,
+    tokenizer: VisualTokenizer | None = None,
 ) -> tuple[dict[int, float], list[int]]:
     """Times passes of every candidate window, and decodes with the widest.
 
@@ -109,7 +118,7 @@ def measure(
     costs: dict[int, float] = {}
     runs: list[int] = []
     for window in candidates:
-        state = method.init(model, layout, batch, guided, window)
+        state = method.init(model, layout, batch, guided, window, tokenizer)
         method.admit(state, slots, condition, sampling)
         seconds = []
         last = window == candidates[-1]

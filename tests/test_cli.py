@@ -67,6 +67,7 @@ def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
         ["--method", "jacobi", "--window", 4, "--coupling", "gumbel", "--top-k", 7],
         ["--method", "jacobi-published", "--temperature", 0.9, "--top-p", 0.8],
         ["--method", "exact-match", "--window", 3, "--guidance-schedule", "linear"],
+        ["--method", "jacobi", "--window", 4, "--rule", "lantern++/neighbours=3/factor=3"],
     ],
 )
 def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words):
@@ -82,6 +83,20 @@ def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words
         assert recipe["passes"] <= recipe["tokens"] == 16
         assert {"torch", "visual-ar", "diffusers"} <= set(recipe["versions"])
     assert recipes[0] == recipes[1]
+
+
+def test_a_lossy_rule_says_what_it_spends(texts):
+    words = ("generate", "red apple", "-m", texts, "--method", "jacobi", "--window", 4)
+    honest = run(*words)
+    assert honest.exit_code == 0 and "total variation" not in honest.stdout
+    lossy = run(*words, "--rule", "omega/omega=1.5", "--json")
+    assert lossy.exit_code == 0, lossy.output
+    (batch,) = json.loads(lossy.stdout)["batches"]
+    assert not batch["lossless"] and 0 < batch["total_variation"] < 0.5
+    assert not read_recipe("picture.png")["lossless"]
+    assert "total variation 0." in run(*words, "--rule", "omega/omega=1.5").stdout
+    refused = run(*words, "--rule", "omega/omega=0.5")
+    assert refused.exit_code != 0 and "at least 1, got 0.5" in refused.output
 
 
 def test_measured_window_is_recorded(classes):

@@ -65,6 +65,8 @@ METHODS = {
     "maximal": SpeculativeJacobiDecoding(window=2, coupling="maximal"),
     "maximal left": SpeculativeJacobiDecoding(window=3, coupling="maximal", init="left"),
     "maximal left-law": SpeculativeJacobiDecoding(window=4, coupling="maximal", init="left-law"),
+    "block": SpeculativeJacobiDecoding(window=3, coupling="independent", rule="block"),
+    "block left-law": SpeculativeJacobiDecoding(4, "independent", "left-law", rule="block"),
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
@@ -229,9 +231,9 @@ class ResidualFromTarget(SpeculativeJacobiDecoding):
     def __init__(self) -> None:
         super().__init__(window=3, coupling="independent", init="left-law")
 
-    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
+    def _redraw(self, state, p, q, drafts, run, ranks, u):
         none = CategoricalLaw(probabilities=torch.zeros_like(q.probabilities))
-        return super()._redraw(state, p, none, drafts, passes, run, ranks, u)
+        return super()._redraw(state, p, none, drafts, run, ranks, u)
 
 
 class ResidualWarpedTwice(SpeculativeJacobiDecoding):
@@ -241,14 +243,14 @@ class ResidualWarpedTwice(SpeculativeJacobiDecoding):
     def __init__(self) -> None:
         super().__init__(window=3, coupling="independent", init="left-law")
 
-    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
+    def _redraw(self, state, p, q, drafts, run, ranks, u):
         rest = (p.first(2).probabilities - q.probabilities).clamp(min=0)
         again = rest ** (1 / state.temperature[:, None, None])
         again = again / again.sum(-1, keepdim=True).clamp(min=1e-9)
         shaped = CategoricalLaw(probabilities=torch.cat([again, p.last().probabilities], 1))
         none = CategoricalLaw(probabilities=torch.zeros_like(q.probabilities))
-        corrected = super()._redraw(state, shaped, none, drafts, passes, run, ranks, u)
-        tail = super()._redraw(state, p, q, drafts, passes, run, ranks, u)
+        corrected = super()._redraw(state, shaped, none, drafts, run, ranks, u)
+        tail = super()._redraw(state, p, q, drafts, run, ranks, u)
         column = torch.arange(3)
         return torch.where(column == run[:, None], corrected, tail)
 
@@ -273,8 +275,8 @@ class SlowestRowLeads(SpeculativeJacobiDecoding):
     def __init__(self) -> None:
         super().__init__(window=3, coupling="independent", init="left-law")
 
-    def _redraw(self, state, p, q, drafts, passes, run, ranks, u):
-        tokens = super()._redraw(state, p, q, drafts, passes, run, ranks, u)
+    def _redraw(self, state, p, q, drafts, run, ranks, u):
+        tokens = super()._redraw(state, p, q, drafts, run, ranks, u)
         self.accepted = run.clone()
         run.copy_(run.view(-1, 2).amin(1).repeat_interleave(2))
         return tokens
@@ -286,6 +288,15 @@ class SlowestRowLeads(SpeculativeJacobiDecoding):
         carried = old[torch.arange(len(old))[:, None], row.clamp(max=1)]
         again = row < self.accepted[:, None]
         buffers.q = torch.where(again[..., None], carried, buffers.q)
+
+
+class BlockWithKeptDrafts(SpeculativeJacobiDecoding):
+    """Mutant: block verification of drafts that a coupling has kept over several passes."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=4, coupling="independent", init="left-law", rule="block")
+        self.register_to_config(coupling="maximal")
 
 
 MUTANTS = {
@@ -301,6 +312,14 @@ MUTANTS = {
 def test_known_mistakes_are_detected(name):
     mutant, case = MUTANTS[name]
     assert run(mutant(), case, pictures=60_000) < DETECTED
+
+
+def test_block_verification_of_kept_drafts_is_detected():
+    """Its bias is small, so it takes a short sequence and many pictures to see."""
+    case = Case(seed=1, vocabulary=3, grid=(4,))
+    assert run(BlockWithKeptDrafts(), case, pictures=300_000) < DETECTED
+    fresh = SpeculativeJacobiDecoding(4, "independent", "left-law", rule="block")
+    assert run(fresh, case, pictures=300_000) > ALARM
 
 
 def test_group_acceptance_is_detected(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
@@ -74,6 +75,12 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
     @abstractmethod
     def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The code vectors. tokens: int64 [B, N]; returns [B, C, h, w]."""
+
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        """The vector of every code: [V, C]."""
+        every = torch.arange(self.codebook_size, device=self.device)[None]
+        return self.lookup(every, (1, self.codebook_size))[0, :, 0].T.contiguous()
 
     @abstractmethod
     def neighbours(self, k: int) -> Tensor:

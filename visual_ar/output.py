@@ -42,6 +42,8 @@ class Stats:
         mean_accepted_length: tokens a pass commits, the one drawn anew included.
         accepted_lengths: accepted length -> passes of a picture that committed so many.
         head_evaluations: evaluations of the model's head, summed over the pictures.
+        total_variation: what a lossy rule spent on a token on average, see `accel.rules`; None
+            when lossless.
         step_compression: tokens of a picture over passes of the batch, whose slowest picture
             counts; sequential decoding has 1.
         acceptance_map: int64 [B, *grid], index of the pass that accepted the cell; -1 for none.
@@ -63,6 +65,7 @@ class Stats:
     mean_accepted_length: float
     accepted_lengths: dict[int, int]
     head_evaluations: int
+    total_variation: float | None
     step_compression: float
     acceptance_map: Tensor
     seconds: dict[str, float]
@@ -102,12 +105,14 @@ class Tally:
         known: bool [B, N], in decode order.
         passes: made for the batch.
         head_evaluations: summed over the pictures.
+        spent: fp32 [], total variation spent so far; None when lossless.
     """
 
     waited: Tensor
     known: Tensor
     passes: int = 0
     head_evaluations: int = 0
+    spent: Tensor | None = None
 
     @classmethod
     def start(cls, batch: int, layout: Layout, device: torch.device) -> Tally:
@@ -117,11 +122,15 @@ class Tally:
 
     def after(self, step: Step) -> Tally:
         """The tally with one more pass. Reads nothing on the host."""
+        spent = self.spent
+        if step.spent is not None:
+            spent = step.spent.sum() if spent is None else spent + step.spent.sum()
         return Tally(
             waited=self.waited + ~step.known,
             known=step.known,
             passes=self.passes + 1,
             head_evaluations=self.head_evaluations + step.head_evaluations,
+            spent=spent,
         )
 
     def acceptance(self) -> Tensor:
@@ -184,6 +193,7 @@ class Run:
             mean_accepted_length=committed / max(sum(passes), 1),
             accepted_lengths={length: lengths[length] for length in sorted(lengths)},
             head_evaluations=tally.head_evaluations,
+            total_variation=None if tally.spent is None else float(tally.spent) / max(committed, 1),
             step_compression=committed / len(accepted) / max(*passes, 1),
             acceptance_map=self.layout.cells(accepted).unflatten(1, self.layout.grid),
             seconds=dict(seconds),

@@ -189,7 +189,7 @@ class VisualARPipeline(DiffusionPipeline):
             self.config.height if height is None else height,
             self.config.width if width is None else width,
         )
-        self.scheduler.check(self.model, layout)
+        self.scheduler.check(self.model, layout, self.image_tokenizer)
         completion = check_completion(
             image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
         )
@@ -362,9 +362,13 @@ class VisualARPipeline(DiffusionPipeline):
             layout = self._forced(request)
             condition = self.encode_condition(request)
         with watch.stage("window"):
-            window = self.scheduler.choose_window(self.model, layout, condition, request.sampling)
+            window = self.scheduler.choose_window(
+                self.model, layout, condition, request.sampling, self.image_tokenizer
+            )
         run = Run.of(self.scheduler, self.model, request, window)
-        steps = self.scheduler.decode(self.model, layout, condition, request.sampling, window)
+        steps = self.scheduler.decode(
+            self.model, layout, condition, request.sampling, window, self.image_tokenizer
+        )
         tally = Tally.start(len(request.conditions), layout, device)
         committed = HostCopy(device, 0)
         draw = partial(self._draw, request, watch)

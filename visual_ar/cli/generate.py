@@ -108,6 +108,15 @@ def generate(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="What accepts a draft (jacobi only): exact or block, lossless; or grouped, "
+            "lantern, lantern++, omega, typical, which trade fidelity for speed: "
+            "omega/omega=1.2.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -164,8 +173,8 @@ def generate(
     """Draw pictures from words or classes.
 
     Every PNG carries its recipe: [cyan]visual-ar info picture.png[/cyan] prints
-    the command that draws it again. All methods draw from the same law;
-    they differ in speed.
+    the command that draws it again. All methods draw from the same law
+    and differ in speed, unless --rule asks for a rule that is not lossless.
 
     [bold]Examples[/bold]
 
@@ -189,7 +198,7 @@ def generate(
         check_output_file(path, ".png")
     set_threads(threads)
     pipe = load(model, device, dtype)
-    own = {"window": parse_window(window), "coupling": coupling, "init": init}
+    own = {"window": parse_window(window), "coupling": coupling, "init": init, "rule": rule}
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     order = Order(
@@ -268,8 +277,11 @@ def _summary(paths: list[Path], drawn: list[Drawn]) -> str:
     files = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
     many = "" if len(drawn) == 1 else f"{len(drawn)} pictures of "
     window = f" with window {recipe['window']}" if "window" in recipe else ""
+    spent = [batch.total_variation for batch in batches if batch.total_variation is not None]
+    lossy = f", total variation {max(spent):.3f} a token" if spent else ""
     return (
         f"{files}: {many}{tokens} tokens in {passes} passes "
         f"({tokens * len(batches) / max(passes, 1):.1f} a pass and picture), "
-        f"{recipe['method']}{window}, {seconds:.1f} s on {recipe['device']}, seed {recipe['seed']}"
+        f"{recipe['method']}{window}{lossy}, {seconds:.1f} s on {recipe['device']}, "
+        f"seed {recipe['seed']}"
     )

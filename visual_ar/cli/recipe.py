@@ -25,6 +25,7 @@ FLAGS = {
     "window": "--window",
     "coupling": "--coupling",
     "init": "--init",
+    "rule": "--rule",
     "complete": "--complete",
     "keep_rows": "--keep-rows",
     "mask": "--mask",

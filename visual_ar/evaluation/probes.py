@@ -77,7 +77,9 @@ def outside_model_share(
     sampling = workload.sampling(seeds)
     device = workload.model.device
     with _timed(workload.model, clock) as inside:
-        steps = method.decode(workload.model, workload.layout, condition, sampling, window)
+        steps = method.decode(
+            workload.model, workload.layout, condition, sampling, window, workload.tokenizer
+        )
         next(steps)
         inside.clear()
         start = now(device, clock)

@@ -92,7 +92,7 @@ class Schedule(NamedTuple):
 
 
 def parse_method(text: str) -> Decoding:
-    """Builds a method from a specification such as "jacobi:window=64,coupling=gumbel".
+    """Builds a method from a text such as "jacobi:window=64,coupling=gumbel,rule=omega/omega=1.2".
 
     Args:
         text: a name of `visual_ar.accel.METHODS`, then a colon and options if any.
@@ -102,16 +102,22 @@ def parse_method(text: str) -> Decoding:
     """
     name, _, rest = text.partition(":")
     constructor = accel.method(name)
-    options: dict[str, int | str] = {}
+    options: dict[str, int | bool | str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"options of a method must read name=value, got {part!r} in {text!r}")
-        options[key] = int(value) if value.lstrip("-").isdecimal() else value
+        options[key] = _option(value)
     try:
         return constructor(**options)
     except TypeError:
         raise ValueError(f"method {name} does not take the options {rest!r}") from None
+
+
+def _option(text: str) -> int | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def bench(
@@ -143,7 +149,7 @@ def bench(
     schedule.check()
     decodings = {name: parse_method(name) for name in dict.fromkeys((BASELINE, *methods))}
     for decoding in decodings.values():
-        decoding.check(workload.model, workload.layout)
+        decoding.check(workload.model, workload.layout, workload.tokenizer)
     contenders = {
         (name, batch): _settled(decoding, workload, schedule, batch)
         for name, decoding in decodings.items()
@@ -234,7 +240,9 @@ def _settled(method: Decoding, workload: Workload, schedule: Schedule, batch: in
     numbers = schedule.parts(batch)[0]
     sampling = workload.sampling(schedule.seeds(numbers, 0))
     condition = workload.condition(numbers)
-    window = method.choose_window(workload.model, workload.layout, condition, sampling)
+    window = method.choose_window(
+        workload.model, workload.layout, condition, sampling, workload.tokenizer
+    )
     return Contender(method, window)
 
 
@@ -307,9 +315,12 @@ def draw(
     times = [now(device, clock)]
     condition = workload.condition(numbers)
     times.append(now(device, clock))
-    committed, head_evaluations = [], 0
-    for step in method.decode(model, workload.layout, condition, sampling, window):
+    committed, spent, head_evaluations = [], [], 0
+    steps = method.decode(model, workload.layout, condition, sampling, window, workload.tokenizer)
+    for step in steps:
         committed.append(step.committed)
+        if step.spent is not None:
+            spent.append(step.spent)
         head_evaluations += step.head_evaluations
         tokens = step.tokens
     times.append(now(device, clock))
@@ -323,6 +334,7 @@ def draw(
         head_evaluations=head_evaluations,
         tokens=tokens.cpu(),
         peak_memory=torch.cuda.max_memory_allocated(device) if cuda else None,
+        spent=float(torch.stack(spent).sum()) if spent else None,
     )
 
 

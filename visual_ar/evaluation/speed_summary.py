@@ -23,6 +23,7 @@ class Trial(NamedTuple):
         head_evaluations: evaluations of the model's head, summed over the pictures.
         tokens: int64 [B, N] in decode order.
         peak_memory: bytes allocated on the device at most, None where that cannot be told.
+        spent: total variation that a lossy rule spent, summed over all tokens; None if lossless.
     """
 
     condition: float
@@ -32,6 +33,7 @@ class Trial(NamedTuple):
     head_evaluations: int
     tokens: Tensor
     peak_memory: int | None
+    spent: float | None = None
 
     @property
     def total(self) -> float:
@@ -76,6 +78,7 @@ def summarise(rounds: Rounds, baseline: Rounds) -> dict[str, Any]:
         "speedup": speedup(rounds, baseline, "total"),
         "decode_speedup": speedup(rounds, baseline, "decode"),
         "peak_memory_bytes": max(memory, default=None),
+        "total_variation": total_variation(trials),
     }
 
 
@@ -94,6 +97,12 @@ def accepted_length(trials: Sequence[Trial]) -> dict[str, Any]:
         "mean": sum(length * count for length, count in lengths.items()) / passes,
         "histogram": {str(length): lengths[length] for length in sorted(lengths)},
     }
+
+
+def total_variation(trials: Sequence[Trial]) -> float | None:
+    """What a lossy rule spent on a token on average, see `Rule.spent`; None if lossless."""
+    spent = [trial.spent for trial in trials if trial.spent is not None]
+    return sum(spent) / sum(trial.tokens.numel() for trial in trials) if spent else None
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from visual_ar.evaluation.quality import Source
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import Sampling
+from visual_ar.tokenizers.base import VisualTokenizer
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -34,6 +35,7 @@ class Workload:
         condition: encodes the pictures of the given numbers, counted from 0.
         sampling: options of pictures with the given seeds.
         detokenise: int64 [B, N] in decode order to pixels [B, 3, H, W].
+        tokenizer: whose codes are generated, for methods that compare codes.
     """
 
     model: TokenModel
@@ -41,6 +43,7 @@ class Workload:
     condition: Callable[[Sequence[int]], Condition]
     sampling: Callable[[list[int]], Sampling]
     detokenise: Callable[[Tensor], Tensor]
+    tokenizer: VisualTokenizer | None = None
 
 
 class Options(NamedTuple):
@@ -91,7 +94,7 @@ def from_pipeline(
     def detokenise(tokens: Tensor) -> Tensor:
         return pipe.image_tokenizer.decode(layout.cells(tokens), layout.grid)
 
-    return Workload(pipe.model, layout, condition, sampling, detokenise)
+    return Workload(pipe.model, layout, condition, sampling, detokenise, pipe.image_tokenizer)
 
 
 def source(
@@ -111,7 +114,11 @@ def source(
     def draw(subjects: list[str], seeds: list[int]) -> Tensor:
         work = from_pipeline(pipe, subjects, options)
         condition = work.condition(range(len(subjects)))
-        for step in method.decode(work.model, work.layout, condition, work.sampling(seeds)):
+        sampling = work.sampling(seeds)
+        steps = method.decode(
+            work.model, work.layout, condition, sampling, tokenizer=work.tokenizer
+        )
+        for step in steps:
             tokens = step.tokens
         pixels = work.detokenise(tokens).float().clamp(-1, 1)
         return ((pixels + 1) * 127.5).round() / 127.5 - 1
