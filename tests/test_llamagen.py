@@ -353,3 +353,16 @@ def test_checkpoints_that_cannot_be_understood_are_refused(by_class):
     with pytest.raises(ValueError, match=r"from the file name 'last\.pt'; give it with --grid"):
         convert_official(state, "last.pt")
     assert convert_official(state, "last.pt", grid=16)[0]["grid_size"] == 16
+
+
+def test_equal_prefix_columns_may_be_computed_once(by_text):
+    """Zero rotations make their keys score 0, so n of them count as one with log n added."""
+    features = torch.randn(2, 1, 12, generator=torch.Generator().manual_seed(0)).expand(-1, 6, -1)
+    condition = by_text.condition(features, guided=False)
+    tokens = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(1))
+    whole = by_text.logits(tokens, condition)
+    assert torch.allclose(by_text.logits(tokens, condition, same_columns=True), whole, atol=1e-4)
+    different = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(2))
+    condition = by_text.condition(different, guided=False)
+    whole = by_text.logits(tokens, condition)
+    assert (by_text.logits(tokens, condition, same_columns=True) - whole).abs().max() > 1e-2

@@ -41,17 +41,14 @@ def test_words_of_a_prompt(prompt, words):
 
 
 @torch.no_grad()
-def test_words_stand_at_the_end_and_their_summary_everywhere(encoder):
+def test_every_column_holds_the_summary_of_the_prompt(encoder):
     encoder.eval()
     features, mask = encoder.encode(["red heart", "waving hand, medium skin tone", ""])
     assert features.shape == (3, 8, 24)
     assert mask.tolist() == [[True] * 8, [True] * 8, [False] * 8]
+    assert torch.equal(features, features[:, :1].expand(-1, 8, -1))
     assert not features[2].any() and torch.isfinite(features).all()
-    for row, words in enumerate((2, 5)):
-        columns = features[row]
-        assert torch.equal(columns[: 8 - words], columns[:1].expand(8 - words, -1))
-        assert len(torch.unique(columns, dim=0)) == words + 1
-    assert (features[0, 0] - features[1, 0]).abs().max() > 1e-3
+    assert (features[0] - features[1]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -67,7 +64,7 @@ def test_a_prompt_does_not_depend_on_the_others_nor_on_the_room_for_longer_ones(
     )
     longer.load_state_dict(state)
     again, _ = longer.eval().encode(["red heart"])
-    assert torch.allclose(again[0, -8:], alone[0], atol=1e-6)
+    assert torch.allclose(again[0, :8], alone[0], atol=1e-6)
 
 
 @torch.no_grad()

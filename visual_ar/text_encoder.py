@@ -18,7 +18,6 @@ from diffusers.configuration_utils import register_to_config
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 _WORD = re.compile(r"[^\W_]+")
 _NGRAM_SIZES = (3, 4)
@@ -73,10 +72,9 @@ class TextEncoder(ModelMixin, ConfigMixin):
     """A small transformer over words; a word is its own embedding plus those of its n-grams.
 
     Hashed character n-grams (Bojanowski et al. 2017) give unseen words and typing errors an
-    embedding close to that of similar known words. Every feature column holds a summary of the
-    whole prompt, to which the columns of words add their own: LlamaGen's prefix keys score 0, so
-    that its attention weighs a prompt by the number of its columns, and the four columns of a
-    typical name would be lost among 256 cells.
+    embedding close to that of similar known words. All feature columns hold one summary of the
+    prompt: LlamaGen's prefix keys score 0, so that its attention only ever averages the columns,
+    and weighs a prompt by their number; the four of a typical name would be lost among 256 cells.
 
     Args:
         words: the vocabulary, see `vocabulary`.
@@ -84,7 +82,7 @@ class TextEncoder(ModelMixin, ConfigMixin):
         depth: number of blocks.
         heads: heads of a block.
         feature_dim: C, width of the features.
-        length: T, words a prompt may have.
+        length: T, feature columns, and most words a prompt may have.
         ngram_buckets: size of the n-gram table.
         word_dropout: probability of hiding a word, so that its n-grams learn to stand for it.
     """
@@ -110,7 +108,6 @@ class TextEncoder(ModelMixin, ConfigMixin):
         self.position_embedding = nn.Embedding(length, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.output = nn.Linear(dim, feature_dim)
         self.summary = Mlp(dim, 2 * dim, feature_dim)
         for table in (self.word_embedding, self.ngram_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.1)
@@ -150,8 +147,8 @@ class TextEncoder(ModelMixin, ConfigMixin):
             prompts: B tokenised prompts on the model's device.
 
         Returns:
-            features [B, T, C] and their mask, bool [B, T]: False all along an empty prompt, whose
-            features are zero.
+            features [B, T, C], the same in every column, and their mask, bool [B, T]: False all
+            along an empty prompt, whose features are zero.
         """
         words, ngrams, mask = prompts
         if self.training:
@@ -169,10 +166,10 @@ class TextEncoder(ModelMixin, ConfigMixin):
             x = block(x, attn_mask=visible)
         x = self.norm(x) * mask[..., None]
         summary = self.summary(x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
-        missing = self.config.length - mask.shape[1]
-        features = F.pad(self.output(x) * mask[..., None], (0, 0, missing, 0)) + summary[:, None]
-        told = mask.any(1, keepdim=True).expand(-1, self.config.length)
-        return features * told[..., None], told
+        told = mask.any(1, keepdim=True)
+        length = self.config.length
+        features = (summary * told)[:, None].expand(-1, length, -1)
+        return features, told.expand(-1, length)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """`forward` of `tokenize`: features [B, T, C] and mask [B, T] of B prompts."""

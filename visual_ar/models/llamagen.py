@@ -6,6 +6,7 @@ parameter names. Knows nothing about decoding methods, tokenizers or text encode
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -240,6 +241,12 @@ class LlamaGen(TokenModel):
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+        return self._run(x, slots, mask, cache)
+
+    def _run(
+        self, x: Tensor, slots: Tensor, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
+        """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
         table = self._rotation_table(x.device)
         rotation = table[slots.clamp(max=len(table) - 1)][:, :, None, None]
         shared = Pass(rotation, mask, cache, slots)
@@ -253,12 +260,14 @@ class LlamaGen(TokenModel):
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""
         return self.output(hidden).float()
 
-    def logits(self, tokens: Tensor, condition: Condition) -> Tensor:
+    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
         """Logits of every token of whole pictures given those before it, for training.
 
         Args:
             tokens: int64 [B, N] in decode order.
             condition: of B rows.
+            same_columns: the columns of the prefix are copies of one another and none is padding.
+                Then one of them, weighed by their number, does for all, and costs less.
 
         Returns:
             fp32 [B, N, V].
@@ -267,6 +276,11 @@ class LlamaGen(TokenModel):
         prefix = self.prefix_length
         ranks = torch.arange(-prefix, length - 1, device=tokens.device).expand(batch, -1)
         x = torch.cat([condition.prefix, self.embed(tokens, ranks)[:, :-1]], dim=1)
+        if same_columns:
+            x, ranks = x[:, prefix - 1 :], ranks[:, prefix - 1 :]
+            mask = x.new_full((length, length), -torch.inf).triu(1)
+            mask[:, 0] = math.log(prefix)
+            return self.predict(self._run(x, ranks + prefix, mask), ranks + 1)
         visible = None if prefix == 1 else _visible(condition.mask, length - 1)
         hidden = self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
         return self.predict(hidden, ranks[:, prefix - 1 :] + 1)

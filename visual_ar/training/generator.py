@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset
-from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.llamagen import CaptionEmbedder, LlamaGen
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -102,10 +102,14 @@ class GeneratorTraining:
             vocab_size=self.tokenizer.codebook_size,
             grid_size=self.grid[0],
         )
+        place_codes(model, self.tokenizer.quantize.codebook().detach())
+        if isinstance(model.cls_embedding, CaptionEmbedder):
+            nothing = model.cls_embedding.uncond_embedding
+            nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
         self.trained = Trained(model, captions).to(device).train()
         self.parameters = list(self.trained.parameters())
         self.optimisers = build_optimisers(
-            self.trained, recipe.optimiser, model.layers, captions, recipe.captions.rate
+            self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
         if captions is not None:
             start_captions(
@@ -232,6 +236,19 @@ class GeneratorTraining:
             optimiser.load_state_dict(saved)
 
 
+@torch.no_grad()
+def place_codes(model: LlamaGen, vectors: Tensor) -> None:
+    """Starts embeddings and head so that codes with similar vectors are similar. vectors: [V, d].
+
+    A code of thousands is seen rarely; what is learned about it then holds for those around it.
+    Measured on the first 100 steps of emoji: as low a loss as 140 steps without it.
+    """
+    unit = F.normalize(vectors.float(), dim=-1)
+    for weight, norm in ((model.tok_embeddings.weight, 0.3), (model.output.weight, 0.5)):
+        frame = nn.init.orthogonal_(torch.empty(unit.shape[1], weight.shape[1]))
+        weight.add_((norm * unit @ frame).to(weight.device))
+
+
 def balance(groups: list[str], power: float) -> Tensor:
     """Chance of each picture: the size of its group to the power -`power`. float64 [M]."""
     sizes: dict[str, int] = {}
@@ -240,10 +257,23 @@ def balance(groups: list[str], power: float) -> Tensor:
     return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
 
 
+def _matrices(model: LlamaGen) -> list[nn.Parameter]:
+    """What Muon trains: the blocks, and the caption projection.
+
+    AdamW lets one direction that all captions share grow to seven eighths of the projected prefix.
+    """
+    parts: list[nn.Module] = [model.layers]
+    if isinstance(model.cls_embedding, CaptionEmbedder):
+        parts.append(model.cls_embedding.cap_proj)
+    return [p for part in parts for p in part.parameters() if p.ndim == 2]
+
+
 def _loss(model: LlamaGen, tokens: Tensor, given: Given, drop: Tensor | None = None) -> Tensor:
     """Mean cross-entropy, nats a token. tokens: int64 [B, N]; drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
-    return F.cross_entropy(model.logits(tokens, condition).flatten(0, 1), tokens.flatten())
+    # All columns of a caption hold its summary; those of no caption were made equal at the start.
+    logits = model.logits(tokens, condition, same_columns=model.prefix_length > 1)
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
 def _load_tokenizer(path: Path) -> VQTokenizer:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -75,23 +76,21 @@ class Average(Generic[M]):
 def build_optimisers(
     module: nn.Module,
     options: Optimiser,
-    trunk: nn.Module | None = None,
+    matrices: Sequence[nn.Parameter] = (),
     slow: nn.Module | None = None,
     slow_rate: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW over what is trainable, or Muon over the trunk's matrices and AdamW over the rest.
+    """AdamW over what is trainable, or Muon over some matrices and AdamW over the rest.
 
     Args:
         module: what is trained.
         options: of the recipe; only matrices and kernels decay.
-        trunk: the part of `module` whose matrices go to Muon if the recipe asks for it.
-        slow: a part of `module`, outside the trunk, that has been trained before.
+        matrices: of `module`, inside the network; they go to Muon if the recipe asks for it.
+        slow: a part of `module`, without such matrices, that has been trained before.
         slow_rate: factor of the learning rate for it.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = []
-    if options.muon and trunk is not None:
-        matrices = [p for p in trunk.parameters() if p.requires_grad and p.ndim == 2]
+    matrices = list(matrices) if options.muon else []
     before = [] if slow is None else [p for p in slow.parameters() if p.requires_grad]
     taken = {id(p) for p in (*matrices, *before)}
     others = [p for p in parameters if id(p) not in taken]
