@@ -12,7 +12,9 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from visual_ar.cli.main import app
 from visual_ar.data import cifar10 as cifar10_module
 from visual_ar.data import emoji as emoji_module
 from visual_ar.data import load, prepare
@@ -436,3 +438,14 @@ def test_a_lossy_pack_that_lost_nothing(small, tmp_path):
     )  # fmt: skip
     save_pack(white, tmp_path / "pack.zip", Lossy(100))
     assert load(tmp_path / "pack.zip").manifest["pack"]["psnr_db"] is None
+
+
+def test_the_command_prepares_a_set_and_says_what_it_wrote(emoji, tmp_path):
+    folder = tmp_path / "prepared"
+    result = CliRunner().invoke(app, ["data", "emoji", "--output", str(folder), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["name"] == "emoji" and said["path"] == str(folder) and said["bytes"] > 10_000
+    assert (load(folder).pictures == emoji).all()
+    again = CliRunner().invoke(app, ["data", "emoji", "--output", str(folder), "--pack"])
+    assert again.exit_code == 0 and again.stdout.startswith("emoji: ")

@@ -32,7 +32,7 @@ def data(
     3,786 Noto emoji, 64x64, with names, skin tones and splits.
 
     [cyan]visual-ar data cifar10 --output data/cifar10 --pack[/cyan]
-    All 60,000 CIFAR-10 pictures, 32x32, and a pack of a few megabytes.
+    All 60,000 CIFAR-10 pictures, 32x32, and a pack of 33 MB.
     """
     check_output_folder(output)
     from rich.console import Console
