@@ -261,7 +261,7 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels must be [B, 3, H, W], got {list(pixels.shape)}")
         self.grid(pixels.shape[2], pixels.shape[3])
-        return self.quantize(self.latents(pixels)).tokens
+        return self.quantize.encode(self.latents(pixels))
 
     @apply_forward_hook
     @torch.no_grad()
