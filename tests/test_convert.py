@@ -89,8 +89,8 @@ def refuse(source, output, error, message, grid=4):
 def test_files_that_are_no_checkpoints_are_refused(state, tmp_path):
     out = tmp_path / "out"
     refuse(tmp_path / "none.pt", out, FileNotFoundError, "checkpoint not found: .*none.pt")
-    (tmp_path / "c2i.ckpt").write_bytes(b"")
-    refuse(tmp_path / "c2i.ckpt", out, ValueError, "must end in .*, got c2i.ckpt")
+    (tmp_path / "c2i.onnx").write_bytes(b"")
+    refuse(tmp_path / "c2i.onnx", out, ValueError, "must end in .*, got c2i.onnx")
     for suffix, save in ((".pt", torch.save), (".safetensors", save_file)):
         whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
         save(state, whole)

@@ -12,8 +12,8 @@ from torch import Tensor
 class VisualTokenizer(ModelMixin, ConfigMixin):
     """Turns pictures into grids of codes and codes back into pictures.
 
-    Pixels are floats in [-1, 1]; tokens are int64 codes in 0..codebook_size-1, one per cell of the
-    grid, flattened row by row to N = h * w.
+    Pixels are floats in [-1, 1]; tokens are one per cell of the grid, flattened row by row to
+    N = h * w: int64 codes in 0..codebook_size-1, or for binary tokenizers bool [B, N, d] bits.
     """
 
     config_name = "config.json"

@@ -19,14 +19,14 @@ from visual_ar.tokenizers.quantizers import Quantized, VectorQuantizer
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions added to their input. [B, C_in, h, w] -> [B, C_out, h, w]."""
 
-    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
         self.norm2 = nn.GroupNorm(groups, channels_out, eps=1e-6)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=bias)
         if channels_in != channels_out:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
@@ -213,18 +213,8 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
             "latent_channels": latent_channels,
             "codebook_size": codebook_size,
             "codebook_dim": codebook_dim,
-            "norm_groups": norm_groups,
-            "len(channel_multipliers)": len(channel_multipliers),
         }
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for multiplier in (1, *channel_multipliers):
-            if multiplier < 1 or channels * multiplier % norm_groups:
-                raise ValueError(
-                    f"every width must be a multiple of norm_groups={norm_groups}, "
-                    f"got {channels} * {multiplier}"
-                )
+        check_sizes(sizes, channels, tuple(channel_multipliers), norm_groups)
         shape = (channels, tuple(channel_multipliers), residual_blocks, latent_channels)
         self.encoder = Encoder(*shape, norm_groups)
         self.decoder = Decoder(*shape, norm_groups)
@@ -261,7 +251,7 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels must be [B, 3, H, W], got {list(pixels.shape)}")
         self.grid(pixels.shape[2], pixels.shape[3])
-        return self.quantize(self.latents(pixels)).tokens
+        return self.quantize.encode(self.latents(pixels))
 
     @apply_forward_hook
     @torch.no_grad()
@@ -293,6 +283,22 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
         similarity = codebook @ codebook.T
         similarity.fill_diagonal_(-torch.inf)
         return similarity.topk(k, dim=-1).indices
+
+
+def check_sizes(
+    sizes: Mapping[str, int], channels: int, multipliers: tuple[int, ...], norm_groups: int
+) -> None:
+    """Raises ValueError for a size below 1, or a width that the norm groups do not divide."""
+    counts = {"norm_groups": norm_groups, "len(channel_multipliers)": len(multipliers)}
+    for name, value in {**sizes, **counts}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for multiplier in (1, *multipliers):
+        if multiplier < 1 or channels * multiplier % norm_groups:
+            raise ValueError(
+                f"every width must be a multiple of norm_groups={norm_groups}, "
+                f"got {channels} * {multiplier}"
+            )
 
 
 def convert_official(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -344,7 +350,7 @@ def _config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         return value.shape
 
     channels = shape("encoder.conv_in.weight", 4)[0]
-    levels = _count(weights, "encoder.conv_blocks.{}.res.0.conv1.weight")
+    levels = count_keys(weights, "encoder.conv_blocks.{}.res.0.conv1.weight")
     widths = [shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(levels)]
     if not widths or channels < 1 or any(width % channels for width in widths):
         raise ValueError(
@@ -354,14 +360,14 @@ def _config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "channels": channels,
         "channel_multipliers": tuple(width // channels for width in widths),
-        "residual_blocks": _count(weights, "encoder.conv_blocks.0.res.{}.conv1.weight"),
+        "residual_blocks": count_keys(weights, "encoder.conv_blocks.0.res.{}.conv1.weight"),
         "latent_channels": shape("encoder.conv_out.weight", 4)[0],
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
     }
 
 
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+def count_keys(weights: Mapping[str, Tensor], pattern: str) -> int:
     """How many consecutive indices from 0 the pattern has."""
     count = 0
     while pattern.format(count) in weights:

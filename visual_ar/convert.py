@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-_PICKLED = (".pt", ".pth", ".bin")
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("model", "module", "state_dict")  # DDP, DeepSpeed, Lightning; FSDP files have none
 
 
@@ -28,7 +28,8 @@ def convert(source: Path, output: Path, grid: int | None = None) -> str:
     """Turns a published checkpoint into a folder that `from_pretrained` of its class reads.
 
     Args:
-        source: a .pt, .pth, .bin or .safetensors file of a LlamaGen generator or VQ tokenizer.
+        source: a .pt, .pth, .bin, .ckpt or .safetensors file of a LlamaGen generator, a VQ
+            tokenizer, or a binary tokenizer of Open-MAGVIT2 or BitDance.
         output: folder to write; it must be new or empty.
         grid: rows and columns of a generator's grid, when the file name does not tell.
 
@@ -112,9 +113,13 @@ def _recognise(
     if "quantize.embedding.weight" in state:
         family = import_module("visual_ar.tokenizers.vq")
         return family.VQTokenizer, *family.convert_official(state)
+    if "decoder.adaptive.0.gamma.weight" in state:
+        family = import_module("visual_ar.tokenizers.binary")
+        return family.BinaryTokenizer, *family.convert_official(state)
     raise ValueError(
-        f"{source} is no LlamaGen generator and no VQ tokenizer: it has neither "
-        f"tok_embeddings.weight nor quantize.embedding.weight, but {sorted(state)[:3]}"
+        f"{source} is no LlamaGen generator and no VQ tokenizer or binary tokenizer: it has "
+        "neither tok_embeddings.weight nor quantize.embedding.weight nor "
+        f"decoder.adaptive.0.gamma.weight, but {sorted(state)[:3]}"
     )
 
 

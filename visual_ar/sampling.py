@@ -18,7 +18,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-UNIFORM_STREAM, GUMBEL_STREAM = 0, 1
+UNIFORM_STREAM, GUMBEL_STREAM, BIT_STREAM = 0, 1, 2
 _LARGEST_UNIFORM = 1 - 2.0**-24
 
 
@@ -312,6 +312,33 @@ def uniforms(seed: Tensor, ranks: Tensor, attempt: Tensor) -> Tensor:
     """
     stream = torch.full((), UNIFORM_STREAM, dtype=torch.int64, device=seed.device)
     return _to_uniform(philox((ranks, attempt, stream, torch.zeros_like(stream)), seed))
+
+
+def bit_uniforms(
+    seed: Tensor, ranks: Tensor, attempt: Tensor, count: int, stream: int = 0, number: int = 0
+) -> Tensor:
+    """Independent uniform numbers, many for every (seed, rank, attempt): one a bit.
+
+    Args:
+        seed: int64, broadcastable against the others.
+        ranks: int64, at least 0.
+        attempt: int64, the picture's own count of passes.
+        count: how many, at most 1024.
+        stream: which of many independent uses, at least 0.
+        number: which of at most 2^24 independent sets.
+
+    Returns:
+        fp32 [..., count] in (0, 1).
+
+    Raises:
+        ValueError: `count` is not in 1..1024.
+    """
+    if not 1 <= count <= 1024:
+        raise ValueError(f"count must be in 1..1024, got {count}")
+    blocks = torch.arange((count + 3) // 4, device=seed.device) + (number << 8)
+    use = torch.full((), BIT_STREAM + stream, dtype=torch.int64, device=seed.device)
+    words = philox((ranks[..., None], attempt[..., None], use, blocks), seed[..., None])
+    return _to_uniform(words.movedim(0, -1).flatten(-2)[..., :count])
 
 
 def gumbel_noise(seed: Tensor, ranks: Tensor, vocabulary: int) -> Tensor:

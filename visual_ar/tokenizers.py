@@ -13,6 +13,7 @@ __path__ = [str(_inside if _inside.is_dir() else _inside.parent.parent / _inside
 CLASSES = {  # public name -> module
     "VisualTokenizer": "base",
     "VQTokenizer": "vq",
+    "BinaryTokenizer": "binary",
 }
 
 __all__ = ["CLASSES", *CLASSES]

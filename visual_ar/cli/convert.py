@@ -10,7 +10,8 @@ from visual_ar.cli.common import Json, check_output_folder, echo_json
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A .pt, .pth, .bin or .safetensors file.", show_default=False)
+        Path,
+        typer.Argument(help="A .pt, .pth, .bin, .ckpt or .safetensors file.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; new or empty.")],
     grid: Annotated[
@@ -25,9 +26,10 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a model folder.
 
-    Reads LlamaGen generators (c2i and t2i, B to 3B) and LlamaGen's VQ
-    tokenizers; sizes come from the weights, the grid from the file name. Pickled
-    files are read as tensors only, so they cannot run code.
+    Reads LlamaGen generators (c2i and t2i, B to 3B), LlamaGen's VQ tokenizers,
+    and the binary tokenizers of Open-MAGVIT2 and BitDance; sizes come from the
+    weights, the grid from the file name. Pickled files are read as tensors only,
+    so they cannot run code.
 
     [bold]Examples[/bold]
 
@@ -36,6 +38,9 @@ def convert(
 
     [cyan]visual-ar convert vq_ds16_c2i.pt --output llamagen-vq16[/cyan]
     A tokenizer, for VQTokenizer.from_pretrained("llamagen-vq16").
+
+    [cyan]visual-ar convert ae_d16c32.safetensors --output bitdance-d32[/cyan]
+    A tokenizer of bits, for BinaryTokenizer.from_pretrained("bitdance-d32").
     """
     check_output_folder(output)
     from visual_ar.convert import convert as write

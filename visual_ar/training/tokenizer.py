@@ -97,12 +97,10 @@ class TokenizerTraining:
             quantized = self.model.quantize(self.model.latents(pixels))
             codes = quantized.codes if self.quantised else quantized.latents
             drawn = self.model.reconstruct(codes).float()
-        target = self.model.quantize.lookup(quantized.tokens, tuple(codes.shape[2:]))
         last_layer = self.model.decoder.conv_out.weight
         terms = self.loss.tokenizer(pixels, drawn, progress, last_layer)
         if self.quantised:
-            gap = (quantized.latents - target).square().mean()
-            terms["commitment"] = self.recipe.loss.commitment * gap
+            terms["commitment"] = self.recipe.loss.commitment * quantized.losses["commitment"]
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()
         norm = update([self.optimiser], self.parameters, rate, self.recipe.optimiser.clip)
