@@ -12,6 +12,8 @@ from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.engine import Engine, EngineClosed, QueueFull
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.pipeline import VisualARPipeline
 
 CELLS = 16
 WAIT = 300
@@ -55,14 +57,14 @@ class Gate:
         self._open = threading.Event()
         self.entered = threading.Event()
         method = engine.pipe.scheduler
-        advance = method.advance
+        step = method.step
 
         def held(state):
             self.entered.set()
             assert self._open.wait(WAIT)
-            return advance(state)
+            return step(state)
 
-        monkeypatch.setattr(method, "advance", held)
+        monkeypatch.setattr(method, "step", held)
 
     def open(self):
         self._open.set()
@@ -94,6 +96,27 @@ def test_a_picture_is_the_same_alone_and_among_others(make_tiny_pipeline, start,
             assert picture.passes == alone[index].passes <= CELLS
             assert (np.asarray(picture.image()) == np.asarray(alone[index].image())).all()
     assert len({tuple(picture.tokens[0].tolist()) for picture in alone}) == 7
+
+
+def test_every_pass_has_the_same_shape(tiny_pipeline, start, monkeypatch):
+    """Sums of another length round differently, so attention reads all of the cache, always."""
+    model = LlamaGen(
+        dim=32, n_layer=1, n_head=2, vocab_size=16, grid_size=8, ffn_dim=48, num_classes=3
+    )
+    pipe = VisualARPipeline(
+        model.eval(), tiny_pipeline.image_tokenizer, SequentialDecoding(), height=16, width=16
+    )
+    shapes, step = set(), pipe.scheduler.step
+
+    def seen(state):
+        shapes.add((state.tokens.shape, state.cache.extent))
+        return step(state)
+
+    monkeypatch.setattr(pipe.scheduler, "step", seen)
+    engine = start(pipe, slots=2)
+    for job in engine.submit(ask(pipe, 3)):
+        job.result(WAIT)
+    assert shapes == {((2, 65), 66)}
 
 
 def test_a_picture_is_that_of_the_pipeline(tiny_pipeline, start):
@@ -183,15 +206,15 @@ def test_an_error_of_one_picture_leaves_the_others(tiny_pipeline, start, monkeyp
 
 def test_a_failed_pass_ends_its_pictures_and_not_the_engine(tiny_pipeline, start, monkeypatch):
     method = tiny_pipeline.scheduler
-    advance, failures = method.advance, [MemoryError("no memory left")]
+    step, failures = method.step, [MemoryError("no memory left")]
     engine = start(tiny_pipeline, slots=2)
 
     def failing(state):
         if failures:
             raise failures.pop()
-        return advance(state)
+        return step(state)
 
-    monkeypatch.setattr(method, "advance", failing)
+    monkeypatch.setattr(method, "step", failing)
     [job] = engine.submit(ask(tiny_pipeline))
     with pytest.raises(MemoryError, match="no memory left"):
         job.result(WAIT)

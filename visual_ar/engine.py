@@ -89,9 +89,9 @@ class EngineStats:
 class Engine:
     """B slots over a pipeline and its decoding method, and a thread that runs the passes.
 
-    A picture is the same whatever else is drawn beside it: its prefix is encoded alone, and all
-    passes have the shape of B slots with guidance. In fp32 it therefore equals, token for token,
-    the same request served alone by an engine of as many slots.
+    A picture is the same whatever else is drawn beside it: its prefix is encoded alone, and every
+    pass has the shape of B slots with guidance and of the whole cache. In fp32 it therefore equals,
+    token for token, the same request served alone by an engine of as many slots.
 
     Args:
         pipe: draws; its size, its method and its device are those of the engine. It must not be
@@ -315,7 +315,9 @@ class Engine:
 
     def _pass(self) -> None:
         try:
-            step = self._method.advance(self._state)
+            # Not `advance`, which lets attention read as far as the longest picture: sums over
+            # another number of slots round differently, and a picture would feel its neighbours.
+            step = self._method.step(self._state)
             self._known.push(step.known.sum(1))
         except Exception as error:
             for index, slot in enumerate(self._slots):
