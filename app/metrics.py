@@ -47,7 +47,9 @@ def exposition(stats: EngineStats, answers: Counter[int]) -> str:
     """
     outcomes = ("finished", "failed", "cancelled", "refused")
     pictures = {f'{{outcome="{name}"}}': getattr(stats, name) for name in outcomes}
-    statuses = {f'{{status="{status}"}}': answers[status] for status in sorted(answers)}
+    statuses: dict[str, float] = {
+        f'{{status="{status}"}}': answers[status] for status in sorted(answers)
+    }
     families: list[tuple[str, str, str, dict[str, float]]] = [
         ("slots", "gauge", "Pictures decoded at a time.", {"": stats.slots}),
         ("slots_busy", "gauge", "Slots that hold a picture.", {"": stats.busy}),

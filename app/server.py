@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
@@ -220,7 +220,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def events(jobs: list[Job], receive: Receive) -> AsyncIterator[tuple[int, Picture]]:
+async def events(jobs: list[Job], receive: Receive) -> AsyncGenerator[tuple[int, Picture], None]:
     """Yields (index of the job, picture) as previews and pictures come, until all are complete.
 
     Cancels what is not complete when it is left early, by an error or because the client left.
@@ -305,7 +305,7 @@ class EventStream(Response):
         finally:
             _cancel(self._jobs)
 
-    async def _chunks(self, receive: Receive) -> AsyncIterator[bytes]:
+    async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         size, shown = self._service.size, Counter[int]()
         try:
             async with aclosing(events(self._jobs, receive)) as coming:

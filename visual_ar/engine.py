@@ -381,7 +381,7 @@ class Engine:
 
 def _parts(request: Request) -> Iterator[Request]:
     """One request a picture."""
-    for index, condition in enumerate(request.conditions):
+    for index in range(len(request.conditions)):
         sampling = Sampling(*(option[index : index + 1] for option in request.sampling))
-        # A list of one entry is either kind of condition, which a type checker cannot see.
-        yield replace(request, conditions=[condition], sampling=sampling)  # type: ignore[list-item]
+        conditions = request.conditions[index : index + 1]
+        yield replace(request, conditions=conditions, sampling=sampling)
