@@ -104,7 +104,12 @@ def test_every_pass_has_the_same_shape(tiny_pipeline, start, monkeypatch):
         dim=32, n_layer=1, n_head=2, vocab_size=16, grid_size=8, ffn_dim=48, num_classes=3
     )
     pipe = VisualARPipeline(
-        model.eval(), tiny_pipeline.image_tokenizer, SequentialDecoding(), height=16, width=16
+        model.eval(),
+        tiny_pipeline.image_tokenizer,
+        SequentialDecoding(),
+        class_names=["cat", "dog", "frog"],
+        height=16,
+        width=16,
     )
     shapes, step = set(), pipe.scheduler.step
 
