@@ -1,5 +1,9 @@
 """Fixtures that several test files share; knows nothing about any one module's tests."""
 
+import socket
+import threading
+import time
+
 import pytest
 import torch
 
@@ -64,3 +68,39 @@ def tiny_text_pipeline():
 def make_tiny_pipeline():
     """Builds tiny pipelines: make(text=False, **options of the pipeline)."""
     return build_tiny_pipeline
+
+
+@pytest.fixture
+def serve():
+    """Serves a pipeline over HTTP from a thread: serve(pipe, name, limits, slots, queue).
+
+    Returns the address and the engine.
+    """
+    import uvicorn
+
+    from visual_ar.app.server import build
+    from visual_ar.engine import Engine
+
+    running = []
+
+    def start(pipe, name="tiny", limits=None, slots=2, queue=16):
+        engine = Engine(pipe, slots=slots, queue=queue)
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            build(engine, name, limits), ws="none", log_level="critical", access_log=False
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread, engine, listener))
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}", engine
+
+    yield start
+    for server, thread, engine, listener in running:
+        engine.close(0)
+        server.should_exit = True
+        thread.join()
+        listener.close()

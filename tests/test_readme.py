@@ -1,11 +1,17 @@
 """Every snippet of the README runs: Python as it stands, commands through the command line."""
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.pipeline import VisualARPipeline
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -13,8 +19,10 @@ PYTHON = [body for language, body in BLOCKS if language == "python"]
 COMMANDS = [
     line for language, body in BLOCKS if language == "bash" for line in body.strip().splitlines()
 ]
-ELSEWHERE = ("train ", "data ", "convert ")
-"""Commands that need hours, a registry or somebody's checkpoint; their own tests run them."""
+ELSEWHERE = ("train ", "data ", "convert ", "serve ")
+"""Commands that need hours, a registry or somebody's checkpoint, or that do not end by themselves;
+their own tests run them."""
+SERVICE = "http://127.0.0.1:8000"
 
 
 def test_the_readme_has_snippets():
@@ -22,10 +30,29 @@ def test_the_readme_has_snippets():
 
 
 @pytest.mark.parametrize("snippet", PYTHON, ids=range(len(PYTHON)))
-def test_python_snippets_run(snippet, tmp_path, monkeypatch):
+def test_python_snippets_run(snippet, tmp_path, monkeypatch, serve):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path))
+    if SERVICE in snippet:
+        pytest.importorskip("openai")
+        snippet = snippet.replace(SERVICE, started(serve))
     exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
+
+
+def started(serve):
+    """Address of a service for the model that the README serves; sequential, so nothing tunes."""
+    pipe = VisualARPipeline.from_pretrained("emoji")
+    pipe.scheduler = SequentialDecoding()
+    return serve(pipe, slots=1)[0]
+
+
+def test_the_request_by_hand_is_answered(serve):
+    [line] = [command for command in COMMANDS if command.startswith("curl ")]
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    words = shlex.split(line.replace(SERVICE, started(serve)))
+    answer = subprocess.run(words, check=True, capture_output=True, timeout=300).stdout
+    assert json.loads(answer)["data"][0]["seed"] == 3
 
 
 @pytest.fixture(scope="module")

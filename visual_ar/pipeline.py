@@ -332,19 +332,49 @@ class VisualARPipeline(DiffusionPipeline):
         output = VisualAROutput(images=images, tokens=preview.tokens, stats=preview.stats)
         return output if return_dict else output.to_tuple()
 
-    def encode_condition(self, request: Request) -> Condition:
-        """The prefix of every picture, and of its unconditional twin when guided."""
+    def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
+        """The prefix of every picture, and of its unconditional twin when guided.
+
+        Args:
+            request: the pictures.
+            guided: whether there are twins; None is what the request needs.
+        """
+        guided = request.guided if guided is None else guided
         if self._classes is not None:
             self._onload("model")
             labels = torch.tensor(request.conditions, device=self._execution_device)
-            return self.model.condition(labels, guided=request.guided)
+            return self.model.condition(labels, guided=guided)
         texts = list(dict.fromkeys(request.conditions))
         self._onload("text_encoder")
         features, mask = self.text_encoder.encode(texts)
         rows = torch.tensor([texts.index(text) for text in request.conditions])
         rows = rows.to(features.device)
         self._onload("model")
-        return self.model.condition(features[rows], mask[rows], guided=request.guided)
+        return self.model.condition(features[rows], mask[rows], guided=guided)
+
+    @torch.no_grad()
+    def render(self, tokens: Tensor, known: Tensor, grid: tuple[int, ...], output_type: str) -> Any:
+        """Turns tokens into pictures; cells that are not known have the mean code.
+
+        Args:
+            tokens: int64 [B, N] in raster order; not read where not known.
+            known: bool [B, N] in raster order.
+            grid: (h, w) in cells.
+            output_type: see `VisualAROutput.images`.
+
+        Raises:
+            ValueError: unknown output type.
+        """
+        check_output_type(output_type)
+        if output_type == "tokens":
+            return tokens
+        codes = tokens.clamp(min=0)
+        if output_type == "latent":
+            self._onload("image_tokenizer")
+            latents = self.image_tokenizer.lookup(codes, grid)
+            return latents.masked_fill(~known.unflatten(1, grid)[:, None], 0)
+        pixels = self.image_tokenizer.decode(codes, grid, known)
+        return self._image_processor.postprocess(pixels.float(), output_type=output_type)
 
     def _previews(self, request: Request) -> Iterator[Preview]:
         """The one generator behind `stream` and `__call__`."""
@@ -386,7 +416,6 @@ class VisualARPipeline(DiffusionPipeline):
         with watch.stage("decode"):
             pass  # waits for what the passes left to the device
 
-    @torch.no_grad()
     def _draw(
         self,
         request: Request,
@@ -397,17 +426,8 @@ class VisualARPipeline(DiffusionPipeline):
     ) -> Any:
         """Draws tokens int64 [B, N] and known bool [B, N], both in raster order."""
         kind = request.output_type if output_type is None else output_type
-        check_output_type(kind)
-        if kind == "tokens":
-            return tokens
-        grid, codes = request.layout.grid, tokens.clamp(min=0)
         with watch.stage("detokenise"):
-            if kind == "latent":
-                self._onload("image_tokenizer")
-                latents = self.image_tokenizer.lookup(codes, grid)
-                return latents.masked_fill(~known.unflatten(1, grid)[:, None], 0)
-            pixels = self.image_tokenizer.decode(codes, grid, known)
-            return self._image_processor.postprocess(pixels.float(), output_type=kind)
+            return self.render(tokens, known, request.layout.grid, kind)
 
     def _forced(self, request: Request) -> Layout:
         """The layout with the tokens of the cells that are kept."""
