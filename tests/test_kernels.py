@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.kernels import device
+from visual_ar.accel.kernels import device, dispatch
 from visual_ar.accel.kernels.reference import (
     BAD_LAW,
     BAD_LOGITS,
@@ -78,7 +78,8 @@ def library(tmp_path_factory):
     if compiler is None:
         pytest.skip("needs g++ to build the kernel for the host")
     path = tmp_path_factory.mktemp("host") / "verify.so"
-    options = "-x c++ -std=c++17 -O2 -Wall -Wextra -Werror -ffp-contract=off -shared -fPIC".split()
+    options = ["-xc++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
+    options += ["-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *options, device.SOURCE, "-o", path], check=True)
     library = ctypes.CDLL(str(path))
     library.exponential_on_host.restype = ctypes.c_float
@@ -336,7 +337,9 @@ def test_the_kernel_emits_the_law(by_kernel, coupling):
     }
     given |= {"sampling": sampling, "numbers": None, "forced": None}
     q = CategoricalLaw(probabilities=given["q"])
-    given["drafts"] = q.sample(uniforms(sampling.seed, torch.tensor(7), torch.tensor(0))[3][:, None])
+    given["drafts"] = q.sample(
+        uniforms(sampling.seed, torch.tensor(7), torch.tensor(0))[3][:, None]
+    )
     law = by_reference(given | {"numbers": torch.rand(4, pictures, 2)}).laws[0, 0].double()
     exact = by_kernel(given, coupling=coupling)
     assert chi_square(exact.tokens[:, 0], law) > ALARM
@@ -357,7 +360,10 @@ def test_the_kernel_emits_the_law(by_kernel, coupling):
         ({"conditional": torch.zeros(3, 5, 2**18 + 1)}, r"V in \[1, 262144\]"),
         ({"unconditional": torch.zeros(3, 5, 41)}, r"unconditional must be float32 \[3, 5, 40\]"),
         ({"unconditional": torch.zeros(3, 5, 40).half()}, r"unconditional .* got float16"),
-        ({"drafts": torch.zeros(3, 5).long()}, r"drafts must be int64 \[3, 4\], got int64 \[3, 5\]"),
+        (
+            {"drafts": torch.zeros(3, 5).long()},
+            r"drafts must be int64 \[3, 4\], got int64",
+        ),
         ({"drafts": torch.zeros(3, 4)}, r"drafts must be int64 \[3, 4\], got float32"),
         ({"q": torch.zeros(3, 4, 40).double()}, r"q must be float32 \[3, 4, 40\], got float64"),
         ({"rank": torch.zeros(2).long()}, r"rank must be int64 \[3\], got int64 \[2\]"),
@@ -378,3 +384,161 @@ def test_what_cannot_be_right_is_refused(change, message):
     given |= {name: value for name, value in change.items() if name not in Sampling._fields}
     with pytest.raises(ValueError, match=message):
         verify(**given)
+
+
+def as_operator(given, rule="exact", coupling="maximal"):
+    """Arguments of the operator."""
+    warps = Warps.of(given["sampling"])
+    named = {**given, **given["sampling"]._asdict(), "rule": rule, "coupling": coupling}
+    del named["sampling"]
+    return named | {
+        "warp_temperature": warps.temperature,
+        "warp_top_k": list(warps.top_k),
+        "warp_top_p": warps.top_p,
+    }
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_operator_is_well_behaved(guided):
+    given = window(11, guided=guided, forced=guided)
+    torch.library.opcheck(torch.ops.visual_ar.verify.default, (), as_operator(given))
+
+
+def test_the_operator_is_the_reference_on_a_cpu():
+    given = window(12)
+    for rule in RULES:
+        warps = Warps.of(given["sampling"])
+        assert same(dispatch.verify(**given, warps=warps, rule=rule), by_reference(given, rule))
+
+
+def test_the_operator_refuses_what_the_kernel_has_not():
+    given = window() | {"warps": Warps()}
+    with pytest.raises(ValueError, match=r"rule must be exact or omega .* got 'typical'"):
+        dispatch.verify(**given, rule="typical")
+    with pytest.raises(ValueError, match=r"drafts must be int64"):
+        dispatch.verify(**given | {"drafts": torch.zeros(3, 4)})
+
+
+def test_the_variable_decides(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    assert dispatch.choose(cpu).backend == "torch" and "this is cpu" in dispatch.choose(cpu).reason
+    monkeypatch.setenv(dispatch.VARIABLE, "torch")
+    assert dispatch.choose(cpu) == ("torch", "VISUAL_AR_KERNELS asks for it")
+    monkeypatch.setenv(dispatch.VARIABLE, "cuda")
+    with pytest.raises(RuntimeError, match=r"asks for the CUDA kernel on cpu, but .* CUDA GPU"):
+        dispatch.choose(cpu)
+    monkeypatch.setenv(dispatch.VARIABLE, "fast")
+    with pytest.raises(ValueError, match=r"must be one of auto, torch, cuda, got 'fast'"):
+        dispatch.choose(cpu)
+
+
+def test_a_kernel_that_does_not_load_is_replaced_with_one_warning(monkeypatch):
+    def refuse(index):
+        raise RuntimeError("no such driver")
+
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(device, "load", refuse)
+    dispatch._load_problem.cache_clear()
+    dispatch._warn.cache_clear()
+    gpu = torch.device("cuda", 0)
+    try:
+        with pytest.warns(UserWarning, match="plain torch, which is slower: .* no such driver"):
+            assert dispatch.choose(gpu).backend == "torch"
+        assert dispatch.choose(gpu).backend == "torch"  # warnings are errors here
+        monkeypatch.setenv(dispatch.VARIABLE, "cuda")
+        with pytest.raises(RuntimeError, match=r"on cuda:0, but .* no such driver"):
+            dispatch.choose(gpu)
+    finally:
+        dispatch._load_problem.cache_clear()
+        dispatch._warn.cache_clear()
+
+
+def test_a_compiled_kernel_is_kept(monkeypatch, tmp_path):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC")
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path))
+    compiled = []
+
+    def compile_for(source, architecture):
+        compiled.append(architecture)
+        return b"binary"
+
+    monkeypatch.setattr(device, "compile_for", compile_for)
+    for _ in range(2):
+        assert device.binary_for("sm_90") == b"binary"
+    assert device.binary_for("sm_80") == b"binary"
+    assert compiled == ["sm_90", "sm_80"]
+    assert [path.suffix for path in (tmp_path / "visual_ar" / "kernels").iterdir()] == [
+        ".cubin"
+    ] * 2
+
+
+def test_the_compiler_says_what_is_wrong():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC")
+    good = b'extern "C" __global__ void nothing() {}'
+    assert device.compile_for(good, "sm_90").startswith(b"\x7fELF")
+    with pytest.raises(RuntimeError, match=r"(?s)does not compile for sm_90: .*nothing"):
+        device.compile_for(good.replace(b"()", b"(nothing)"), "sm_90")
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def to_gpu(given):
+    def move(value):
+        if isinstance(value, Sampling):
+            return Sampling(*(option.cuda() for option in value))
+        return value if value is None else value.cuda()
+
+    return {name: move(value) for name, value in given.items()}
+
+
+def by_gpu(given, rule="exact", coupling="maximal"):
+    warps = Warps.of(given["sampling"])
+    verdict = dispatch.verify(**to_gpu(given), warps=warps, rule=rule, coupling=coupling)
+    return Verdict(*(value.cpu() for value in verdict))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_gpu_gives_the_bits_of_the_host_build(monkeypatch, by_kernel, rule, coupling, dtype):
+    monkeypatch.setenv(dispatch.VARIABLE, "cuda")
+    for seed, vocabulary in enumerate((1, 31, 1000, 16_384, 70_001)):
+        given = window(seed, 2 + seed, 5, vocabulary, dtype, seed % 2 > 0, seed % 3 > 0)
+        for numbers in (given["numbers"], None):
+            injected = given | {"numbers": numbers}
+            assert same(by_gpu(injected, rule, coupling), by_kernel(injected, rule, coupling))
+
+
+@on_a_gpu
+def test_bad_values_on_a_gpu(monkeypatch, by_kernel):
+    monkeypatch.setenv(dispatch.VARIABLE, "cuda")
+    given, flags = damaged()
+    verdict = by_gpu(given)
+    assert torch.equal(verdict.flags, flags)
+    assert same(verdict, by_kernel(given))
+
+
+@on_a_gpu
+def test_a_captured_graph_follows_its_inputs(monkeypatch, by_kernel):
+    monkeypatch.setenv(dispatch.VARIABLE, "cuda")
+    first, second = (window(seed, 3, 6, 500) | {"numbers": None} for seed in (1, 2))
+    static, warps = to_gpu(first), Warps(True, (1,), True)
+    dispatch.verify(**static, warps=warps)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = dispatch.verify(**static, warps=warps)
+    for given in (first, second, first):
+        for name, value in to_gpu(given).items():
+            pairs = (
+                zip(static[name], value, strict=True)
+                if name == "sampling"
+                else [(static[name], value)]
+            )
+            for old, new in pairs:
+                if old is not None:
+                    old.copy_(new)
+        graph.replay()
+        assert same(Verdict(*(value.cpu() for value in captured)), by_kernel(given))

@@ -30,12 +30,14 @@ _THREADS = 1024
 _DRAWS = 3
 _OPTIONS = ("--std=c++17", "--fmad=false")  # without fusing, results are those of the host build
 _POINTERS = (
-    "conditional unconditional guidance temperature top_k top_p drafts q forced numbers seed rank "
-    "attempt laws tokens run flags draws"
-).split()
+    *("conditional", "unconditional", "guidance", "temperature", "top_k", "top_p"),
+    *("drafts", "q", "forced", "numbers", "seed", "rank", "attempt"),
+    *("laws", "tokens", "run", "flags", "draws"),
+)
 _STRIDES = (
-    "conditional_picture conditional_rank unconditional_picture unconditional_rank"
-).split()
+    *("conditional_picture", "conditional_rank"),
+    *("unconditional_picture", "unconditional_rank"),
+)
 
 
 class Arguments(ctypes.Structure):

@@ -1,7 +1,7 @@
-"""What a pass does with its logits, in plain torch: the specification that `verify.cu` is tested by.
+"""What a pass does with its logits, in plain torch: the specification of the kernel `verify.cu`.
 
 From raw logits to the tokens of a window: guide, warp, test the drafts, correct the first that
-fails, redraw the tail. Knows nothing about models, caches or who drafted; reads nothing on the host.
+fails, redraw the tail. Reads nothing on the host. Knows nothing about models or who drafted.
 """
 
 from __future__ import annotations
