@@ -294,10 +294,8 @@ def test_the_kernel_emits_the_law(by_kernel, coupling):
     """First tokens of many windows follow p; drafts come from q, and the numbers are its own."""
     pictures, codes = 40_000, 6
     one = random_window(10, 1, 2, codes)
-    sampling = Sampling(*(o.expand(pictures, *o.shape[1:]) for o in one["sampling"]))
-    sampling = sampling._replace(
-        seed=torch.arange(pictures), top_k=torch.full((pictures,), 5), top_p=torch.ones(pictures)
-    )
+    options = Sampling.create(list(range(pictures)), top_k=5)
+    sampling = options._replace(guidance=torch.full((pictures, 2), 1.2))
     given = {
         name: value.expand(pictures, *value.shape[1:]).contiguous()
         for name, value in one.items()
@@ -326,6 +324,7 @@ def test_the_kernel_emits_the_law(by_kernel, coupling):
         ({"conditional": torch.zeros(3, 40)}, r"conditional must be float32, float16 or bfloat16"),
         ({"conditional": torch.zeros(3, 5, 40).long()}, r"conditional must .* got int64"),
         ({"conditional": torch.zeros(3, 5, 2**18 + 1)}, r"V in \[1, 262144\]"),
+        ({"conditional": torch.zeros(0, 5, 40)}, r"B and W of at least 1"),
         ({"unconditional": torch.zeros(3, 5, 41)}, r"unconditional must be float32 \[3, 5, 40\]"),
         ({"unconditional": torch.zeros(3, 5, 40).half()}, r"unconditional .* got float16"),
         (

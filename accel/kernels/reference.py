@@ -218,9 +218,9 @@ def check_inputs(
             f"got {_described(conditional)}"
         )
     batch, window, vocabulary = conditional.shape
-    if window < 1 or not 1 <= vocabulary <= MAX_VOCABULARY:
+    if batch < 1 or window < 1 or not 1 <= vocabulary <= MAX_VOCABULARY:
         raise ValueError(
-            f"conditional must have W of at least 1 and V in [1, {MAX_VOCABULARY}], "
+            f"conditional must have B and W of at least 1 and V in [1, {MAX_VOCABULARY}], "
             f"got {_described(conditional)}"
         )
     single, whole = torch.float32, torch.int64

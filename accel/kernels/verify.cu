@@ -20,7 +20,6 @@ struct Span {
 #define KERNEL extern "C" __global__ void __launch_bounds__(1024)
 #define DEVICE static __device__ __forceinline__
 #define METHOD __device__ __forceinline__
-#define ONCE static __device__ __noinline__  // the three kernels share the code
 #define SHARED __shared__
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
@@ -78,7 +77,6 @@ DEVICE unsigned largest(unsigned mine) {
 #define KERNEL static void
 #define DEVICE static inline
 #define METHOD inline
-#define ONCE static
 #define SHARED static
 #define THREAD 0
 #define BLOCK host_block
@@ -292,7 +290,7 @@ DEVICE u64 position(float u, u64 total) {
 }
 
 // The first code whose cumulative weight exceeds u times the total; -1 where there is no weight.
-ONCE int draw(const float* p, const float* q, int count, float u) {
+DEVICE int draw(const float* p, const float* q, int count, float u) {
     SHARED int picked;
     // Every warp owns a stretch of codes and reads it side by side.
     const int stretch = ((count + WARPS - 1) / WARPS + LANES - 1) / LANES * LANES;
@@ -359,7 +357,7 @@ DEVICE float load(const Arguments& a, int picture, int column, float* row, int& 
 }
 
 // Turns logits into a law in place, cut by top-k and top-p, and writes it out.
-ONCE void normalise(float* row, float* law, int count, long long k, float p, float peak) {
+DEVICE void normalise(float* row, float* law, int count, long long k, float p, float peak) {
     SHARED Histogram histogram;
     float least = float_of(0xFF800000u);  // -infinity
     if (k > 0 && k < count) least = threshold(row, count, histogram.counts, One{}, (u64)k);
