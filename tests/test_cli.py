@@ -170,6 +170,18 @@ def test_info_lists_methods_recipes_and_versions():
     assert document["devices"][0].startswith("cpu")
 
 
+def test_info_says_who_verifies_and_why(monkeypatch):
+    monkeypatch.delenv("VISUAL_AR_KERNELS", raising=False)
+    document = json.loads(run("info", "--kernels", "--json").stdout)
+    assert document["kernels"]["cpu"]["backend"] == "torch"
+    assert "this is cpu" in document["kernels"]["cpu"]["reason"]
+    monkeypatch.setenv("VISUAL_AR_KERNELS", "cuda")
+    forced = json.loads(run("info", "--kernels", "--json").stdout)["kernels"]["cpu"]
+    assert forced["backend"] == "none" and "needs a CUDA GPU" in forced["reason"]
+    refused = run("info", "emoji", "--kernels")
+    assert refused.exit_code == 1 and "takes no subject" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

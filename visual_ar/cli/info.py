@@ -15,6 +15,9 @@ def info(
         str | None,
         typer.Argument(help="A bundled model, a model folder, or a PNG; without it, everything."),
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Who verifies drafts on every device, and why.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the bundled models, this machine, or the command that made a picture.
@@ -29,8 +32,15 @@ def info(
 
     [cyan]visual-ar info strawberry.png[/cyan]
     The command that draws this picture again.
+
+    [cyan]visual-ar info --kernels[/cyan]
+    Who verifies drafts on every device, compiling the CUDA kernel if it never was.
     """
-    if subject is None:
+    if kernels:
+        if subject is not None:
+            raise ValueError(f"--kernels shows this machine and takes no subject, got {subject!r}")
+        document = {"kernels": verifiers()}
+    elif subject is None:
         document = everything()
     elif subject.lower().endswith(".png"):
         document = picture(Path(subject))
@@ -104,6 +114,26 @@ def parameters(component: Path) -> int:
         except SafetensorError as error:
             raise ValueError(f"weights must be a whole safetensors file, {path}: {error}") from None
     return total
+
+
+def verifiers() -> dict[str, Any]:
+    """Returns who verifies drafts on every device, and why.
+
+    Raises:
+        ValueError: the environment variable that forces one has an unknown value.
+    """
+    import torch
+
+    from visual_ar.accel.kernels.dispatch import choose
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    found = {}
+    for device in devices:
+        try:
+            found[device] = choose(torch.device(device))._asdict()
+        except RuntimeError as error:
+            found[device] = {"backend": "none", "reason": str(error)}
+    return found
 
 
 def everything() -> dict[str, Any]:
