@@ -74,13 +74,13 @@ def serve(
         set_threads(threads)
         pipe = load(model, device, dtype)
         pipe.scheduler = build(method, {"window": parse_window(window)}, pipe.scheduler)
-        from visual_ar.app import server
+        from visual_ar.app.server import build as build_application
         from visual_ar.engine import Engine
 
         name = Path(model).name if Path(model).is_dir() else model
         engine = Engine(pipe, slots, queue)
         try:
-            app = server.build(engine, name)
+            app = build_application(engine, name)
             address = f"[{host}]" if ":" in host else host
             url = f"http://{address}:{listener.getsockname()[1]}"
             typer.echo(f"Serving {name} on {url} (Ctrl-C ends).")
