@@ -186,7 +186,7 @@ def test_progress_ends_at_the_announced_total(workload):
 def test_an_automatic_window_is_settled_before_anything_is_timed(workload, monkeypatch):
     asked = []
 
-    def choose(self, model, layout, condition, sampling):
+    def choose(self, model, layout, condition, sampling, tokenizer):
         asked.append(len(sampling.seed))
         return 3
 

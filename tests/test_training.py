@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset, digest, load, save
+from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.quantizers import VectorQuantizer
@@ -20,7 +21,7 @@ from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training import bundled, load_recipe, run
 from visual_ar.training.codebook import CodebookUpkeep
 from visual_ar.training.conditions import TextConditions
-from visual_ar.training.generator import balance
+from visual_ar.training.generator import balance, place_codes
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.muon import orthogonal
 from visual_ar.training.pictures import psnr, shifted, to_float, to_uint8
@@ -355,6 +356,21 @@ def test_prompts_are_sometimes_replaced_by_an_alias(data: Path) -> None:
 def test_groups_are_balanced() -> None:
     weights = balance(["a", "b", "b", "b", "b"], 0.5)
     assert torch.allclose(weights, torch.tensor([1, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64))
+
+
+def test_similar_codes_start_with_similar_embeddings_and_logits() -> None:
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(64, 4), dim=-1)
+    model = LlamaGen(dim=32, n_layer=1, n_head=2, vocab_size=64, grid_size=2, num_classes=2)
+    place_codes(model, vectors)
+    for weight in (model.tok_embeddings.weight, model.output.weight):
+        ours = torch.nn.functional.normalize(weight.detach(), dim=-1)
+        assert (
+            torch.corrcoef(
+                torch.stack([(ours @ ours.T).flatten(), (vectors @ vectors.T).flatten()])
+            )[0, 1]
+            > 0.8
+        )
 
 
 def test_checkpoints_keep_everything(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ def build(name: str | None, options: Mapping[str, Any], shipped: "Decoding") -> 
             raise ValueError(
                 f"{key} must be left out with method {name or type(shipped).__name__}, got {value}"
             )
-    if hasattr(constructor, "from_config"):  # a preset takes nothing over
-        return constructor.from_config(shipped.config, **given)
-    return constructor(**given)
+    if not hasattr(constructor, "from_config"):
+        return constructor(**given)  # a preset takes nothing over
+    shared = {key: value for key, value in shipped.config.items() if key in taken}
+    return constructor(**shared | given)
 
 
 def command_name(method: "Decoding") -> str | None:
