@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visual_ar.sampling import CategoricalLaw, take_rows
+from visual_ar.sampling import CategoricalLaw
 
 _TINY = 1e-30
 
@@ -29,6 +29,26 @@ def exact(p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Te
         bool [B, K], whether each draft passes by itself.
     """
     return u * q.prob(drafts) < p.prob(drafts)
+
+
+def couple(
+    p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, passes: Tensor, u: Tensor, last: Tensor
+) -> Tensor:
+    """New drafts that differ from the old as rarely as their laws allow (maximal coupling).
+
+    Args:
+        p: [B, K + 1] new laws.
+        q: [B, K] laws of `drafts`.
+        drafts: int64 [B, K].
+        passes: bool [B, K], from `exact`.
+        u: [B, K] in (0, 1), for those that do not pass.
+        last: [B, 1] in (0, 1), for the last position, which has no draft.
+
+    Returns:
+        int64 [B, K + 1].
+    """
+    again = torch.where(passes, drafts, p.first(drafts.shape[1]).residual(q, u))
+    return torch.cat([again, p.last().sample(last)], dim=1)
 
 
 def leading_run(passes: Tensor) -> Tensor:
@@ -232,8 +252,3 @@ def distance(p: CategoricalLaw, other: CategoricalLaw) -> Tensor:
 def at(values: Tensor, position: Tensor) -> Tensor:
     """One column of every picture. values: [B, K]; position: int64 [B]; returns [B, 1]."""
     return values.gather(1, position[:, None])
-
-
-def law_at(law: CategoricalLaw, position: Tensor) -> CategoricalLaw:
-    """The law at one position of every picture. position: int64 [B]; returns [B, 1] laws."""
-    return CategoricalLaw(probabilities=take_rows(law.probabilities, position[:, None]))

@@ -204,22 +204,15 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         maximal = self.config.coupling == "maximal" and count > 0
         if maximal:
             passes = acceptance.exact(p.first(count), q, drafts, u[_ACCEPT, :, :-1])
-            again = p.first(count).residual(q, u[_RESIDUAL, :, :-1])
-            last = p.last().sample(u[_FRESH, :, -1:])
-            fresh = torch.cat([torch.where(passes, drafts, again), last], dim=1)
+            numbers = (u[_RESIDUAL, :, :-1], u[_FRESH, :, -1:])
+            fresh = acceptance.couple(p, q, drafts, passes, *numbers)
         elif self.config.coupling == "gumbel":
             fresh = p.sample_gumbel(state.noise_at(ranks))
         else:
             fresh = p.sample(u[_FRESH])
         if count == 0 or (maximal and isinstance(rule, Exact)):
             return fresh  # whose leading run and correction are already the rule's
-        position = run.clamp(max=count - 1)
-        law = rule.correction(p.first(count), q, drafts, position)
-        corrected = law.sample(acceptance.at(u[_RESIDUAL], position))
-        column = torch.arange(count, device=run.device)
-        tail = torch.where(column == run[:, None], corrected, fresh[:, :-1])
-        tail = torch.where(column < run[:, None], drafts, tail)
-        return torch.cat([tail, fresh[:, -1:]], dim=1)
+        return rule.fill(p, q, drafts, run, fresh, u[_RESIDUAL, :, :-1])
 
     def _shift(
         self,

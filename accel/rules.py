@@ -8,6 +8,7 @@ Knows nothing about models or about who drafted.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,28 +21,32 @@ from visual_ar.tokenizers.base import VisualTokenizer
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(ABC):
     """What decides how many drafts of a chain are kept, and what replaces the first that is not.
 
     Attributes:
         lossless: whether the emitted tokens follow p exactly.
         fresh_only: whether it is exact only for drafts all drawn after the last verification.
+        compares_codes: whether it reads the code book of a tokenizer.
     """
 
     lossless: ClassVar[bool] = False
     fresh_only: ClassVar[bool] = False
+    compares_codes: ClassVar[bool] = False
 
     def check(self, tokenizer: VisualTokenizer | None) -> None:
         """Raises ValueError when the rule needs a code book and there is none that fits."""
+        if self.compares_codes and tokenizer is None:
+            raise ValueError(
+                f"rule {_name(self)} compares codes and needs a tokenizer with a code book, such "
+                "as VQTokenizer; decode with tokenizer=... or through a pipeline"
+            )
 
     def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
         """The rule with the tables it reads. Raises what `check` raises."""
         return self
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
-        """Chance of keeping tokens, were they the draft. int64 [B, K, M]; returns [B, K, M]."""
-        raise NotImplementedError
-
+    @abstractmethod
     def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:
         """How many drafts are kept.
 
@@ -54,9 +59,8 @@ class Rule:
         Returns:
             int64 [B], 0..K.
         """
-        chance = self.chance(p, q, drafts[..., None])[..., 0]
-        return acceptance.leading_run(u < chance)
 
+    @abstractmethod
     def correction(
         self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
     ) -> CategoricalLaw:
@@ -71,7 +75,69 @@ class Rule:
         Returns:
             [B, 1] laws.
         """
-        return acceptance.residual(acceptance.law_at(p, position), acceptance.law_at(q, position))
+
+    @abstractmethod
+    def spent(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, exactly: bool) -> Tensor:
+        """Total variation between the emitted law and p at every position.
+
+        Args:
+            p: [B, K] target laws.
+            q: [B, K] draft laws.
+            drafts: int64 [B, K].
+            exactly: sum over the code book; otherwise an upper bound, estimated from the drafts.
+
+        Returns:
+            [B, K].
+        """
+
+    def fill(
+        self,
+        p: CategoricalLaw,
+        q: CategoricalLaw,
+        drafts: Tensor,
+        run: Tensor,
+        fresh: Tensor,
+        u: Tensor,
+    ) -> Tensor:
+        """The window after a pass: kept drafts, the correction, and the fresh tail.
+
+        Args:
+            p: [B, K + 1] target laws.
+            q: [B, K] draft laws, K at least 1.
+            drafts: int64 [B, K].
+            run: int64 [B], drafts kept.
+            fresh: int64 [B, K + 1], the tail's tokens at every position.
+            u: [B, K] in (0, 1), for the correction.
+
+        Returns:
+            int64 [B, K + 1].
+        """
+        count = drafts.shape[1]
+        position = run.clamp(max=count - 1)
+        law = self.correction(p.first(count), q, drafts, position)
+        corrected = law.sample(acceptance.at(u, position))
+        column = torch.arange(count, device=run.device)
+        tail = torch.where(column == run[:, None], corrected, fresh[:, :-1])
+        return torch.cat([torch.where(column < run[:, None], drafts, tail), fresh[:, -1:]], dim=1)
+
+
+@dataclass(frozen=True)
+class TokenRule(Rule):
+    """A rule that tests every draft by itself, with a chance of its own."""
+
+    @abstractmethod
+    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
+        """Chance of keeping tokens, were they the draft. int64 [B, K, M]; returns [B, K, M]."""
+
+    def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:
+        chance = self.chance(p, q, drafts[..., None])[..., 0]
+        return acceptance.leading_run(u < chance)
+
+    def correction(
+        self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
+    ) -> CategoricalLaw:
+        here = position[:, None]
+        return acceptance.residual(p.rows(here), q.rows(here))
 
     def emitted(self, p: CategoricalLaw, q: CategoricalLaw) -> CategoricalLaw:
         """The law of the token emitted at a position, given all before it: [B, K] laws, exactly."""
@@ -86,18 +152,11 @@ class Rule:
         return acceptance.residual(p, q).probabilities
 
     def spent(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, exactly: bool) -> Tensor:
-        """Total variation between the emitted law and p at every position.
+        """See `Rule.spent`.
 
-        Args:
-            p: [B, K] target laws.
-            q: [B, K] draft laws.
-            drafts: int64 [B, K].
-            exactly: sum over the code book; otherwise an upper bound, estimated without bias from
-                the draft: |a(x) - min(1, p(x) / q(x))|, x the draft and a(x) its chance, plus
-                1 - a(x) times the distance of its correction from the exact one.
-
-        Returns:
-            [B, K].
+        The bound is |a(x) - min(1, p(x) / q(x))|, x the draft and a(x) its chance, plus 1 - a(x)
+        times the distance of its correction from the exact one; the draft estimates its mean over q
+        without bias.
         """
         if exactly:
             return acceptance.distance(self.emitted(p, q), p)
@@ -110,7 +169,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Exact(Rule):
+class Exact(TokenRule):
     """Speculative sampling, u q(x) < p(x) (Leviathan et al. 2023). Lossless."""
 
     lossless: ClassVar[bool] = True
@@ -136,15 +195,15 @@ class Block(Rule):
         self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
     ) -> CategoricalLaw:
         scale = acceptance.at(acceptance.block_ratios(p, q, drafts), position)
-        here = acceptance.law_at(p, position)
-        return acceptance.residual(here, acceptance.law_at(q, position), scale)
+        here = position[:, None]
+        return acceptance.residual(p.rows(here), q.rows(here), scale)
 
     def spent(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, exactly: bool) -> Tensor:
         return torch.zeros_like(p.prob(drafts))
 
 
 @dataclass(frozen=True)
-class Omega(Rule):
+class Omega(TokenRule):
     """Cool-SD: min(1, omega p / q), omega falling towards 1 along the window.
 
     Attributes:
@@ -166,7 +225,7 @@ class Omega(Rule):
 
 
 @dataclass(frozen=True)
-class Typical(Rule):
+class Typical(TokenRule):
     """Typical acceptance (Medusa): keep what is not improbable under p; correct from p.
 
     Attributes:
@@ -187,7 +246,7 @@ class Typical(Rule):
     def correction(
         self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
     ) -> CategoricalLaw:
-        return acceptance.law_at(p, position)
+        return p.rows(position[:, None])
 
     def _after_rejection(self, p: CategoricalLaw, q: CategoricalLaw, rejected: Tensor) -> Tensor:
         return p.probabilities
@@ -197,7 +256,7 @@ class Typical(Rule):
 
 
 @dataclass(frozen=True)
-class Grouped(Rule):
+class Grouped(TokenRule):
     """Grouped Speculative Decoding: the ratio of clusters next to the draft in the order of p.
 
     A resample inside the cluster would make the cluster law exact, but the drafts behind were
@@ -211,6 +270,7 @@ class Grouped(Rule):
         vectors: [V, d] code vectors; bound from the tokenizer.
     """
 
+    compares_codes: ClassVar[bool] = True
     size: int = 14
     distance: float = 0.5
     gap: float = 0.15
@@ -221,11 +281,10 @@ class Grouped(Rule):
         _require(self, "distance", self.distance > 0, "above 0")
         _require(self, "gap", 0 < self.gap <= 1, "in (0, 1]")
 
-    def check(self, tokenizer: VisualTokenizer | None) -> None:
-        _with_codebook(tokenizer, self)
-
     def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
-        return dataclasses.replace(self, vectors=_with_codebook(tokenizer, self).code_vectors())
+        self.check(tokenizer)
+        assert tokenizer is not None
+        return dataclasses.replace(self, vectors=tokenizer.code_vectors())
 
     def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
         assert self.vectors is not None, "bind the rule to a tokenizer first"
@@ -241,7 +300,7 @@ class Grouped(Rule):
 
 
 @dataclass(frozen=True)
-class Lantern(Rule):
+class Lantern(TokenRule):
     """LANTERN: a draft counts with its nearest codes, whose mass together is at most `delta`.
 
     Attributes:
@@ -250,6 +309,7 @@ class Lantern(Rule):
         table: int64 [V, k] nearest codes; bound from the tokenizer.
     """
 
+    compares_codes: ClassVar[bool] = True
     neighbours: int = 10
     delta: float = 0.1
     table: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -259,14 +319,15 @@ class Lantern(Rule):
         _require(self, "delta", 0 < self.delta <= 1, "in (0, 1]")
 
     def check(self, tokenizer: VisualTokenizer | None) -> None:
-        most = _with_codebook(tokenizer, self).codebook_size - 1
+        super().check(tokenizer)
+        assert tokenizer is not None
+        most = tokenizer.codebook_size - 1
         _require(self, "neighbours", self.neighbours <= most, f"at most {most} for this code book")
 
     def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
         self.check(tokenizer)
-        return dataclasses.replace(
-            self, table=_with_codebook(tokenizer, self).neighbours(self.neighbours)
-        )
+        assert tokenizer is not None
+        return dataclasses.replace(self, table=tokenizer.neighbours(self.neighbours))
 
     def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
         added, _, _ = self._aggregated(p, tokens)
@@ -276,7 +337,7 @@ class Lantern(Rule):
     def correction(
         self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
     ) -> CategoricalLaw:
-        p, q = acceptance.law_at(p, position), acceptance.law_at(q, position)
+        p, q = p.rows(position[:, None]), q.rows(position[:, None])
         rest = acceptance.residual(p, q)
         _, near, inside = self._aggregated(p, acceptance.at(drafts, position)[..., None])
         removed = torch.zeros_like(rest.probabilities)
@@ -371,18 +432,12 @@ def _number(text: str, like: Any, what: str) -> int | float:
 
 def _require(rule: Rule, option: str, met: bool, range_: str) -> None:
     if not met:
-        name = next(name for name, cls in RULES.items() if cls is type(rule))
-        raise ValueError(f"{option} of rule {name} must be {range_}, got {getattr(rule, option)}")
+        value = getattr(rule, option)
+        raise ValueError(f"{option} of rule {_name(rule)} must be {range_}, got {value}")
 
 
-def _with_codebook(tokenizer: VisualTokenizer | None, rule: Rule) -> VisualTokenizer:
-    if tokenizer is None:
-        name = next(name for name, cls in RULES.items() if cls is type(rule))
-        raise ValueError(
-            f"rule {name} compares codes and needs a tokenizer with a code book, such as "
-            "VQTokenizer; decode with tokenizer=... or through a pipeline"
-        )
-    return tokenizer
+def _name(rule: Rule) -> str:
+    return next(name for name, cls in RULES.items() if cls is type(rule))
 
 
 def _every_token(law: CategoricalLaw) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.store import store_folder
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
@@ -53,9 +54,8 @@ def check_window(window: int | str) -> None:
 
 
 def store_path() -> Path:
-    """Where measured windows are kept: VISUAL_AR_CACHE, else the user's cache directory."""
-    base = os.environ.get("VISUAL_AR_CACHE") or os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(base).expanduser() / "visual_ar" / "windows.json"
+    """Where measured windows are kept."""
+    return store_folder() / "windows.json"
 
 
 def tuned_window(

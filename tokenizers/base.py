@@ -41,6 +41,14 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
                 )
         return height // self.downsample, width // self.downsample
 
+    def check_pixels(self, pixels: Tensor, keep: int | None) -> None:
+        """Raises ValueError for what a two-dimensional code cannot encode; see `encode`."""
+        if keep is not None:
+            raise ValueError(f"keep must be None for a two-dimensional code, got {keep}")
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels must be [B, 3, H, W], got {list(pixels.shape)}")
+        self.grid(pixels.shape[2], pixels.shape[3])
+
     @abstractmethod
     def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
         """The codes of pictures.

@@ -246,11 +246,7 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
     @apply_forward_hook
     @torch.no_grad()
     def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
-        if keep is not None:
-            raise ValueError(f"keep must be None for a two-dimensional code, got {keep}")
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"pixels must be [B, 3, H, W], got {list(pixels.shape)}")
-        self.grid(pixels.shape[2], pixels.shape[3])
+        self.check_pixels(pixels, keep)
         return self.quantize.encode(self.latents(pixels))
 
     @apply_forward_hook

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from visual_ar import loading
-from visual_ar.accel.decoding import Decoding, HostCopy
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.host_copy import HostCopy
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel.kernels.reference import Verdict
+from visual_ar.accel.store import store_folder
 from visual_ar.sampling import Sampling
 
 SOURCE = Path(__file__).with_name("verify.cu")
@@ -229,9 +230,8 @@ def binary_for(architecture: str) -> bytes:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: VISUAL_AR_CACHE, else the user's cache directory."""
-    base = os.environ.get("VISUAL_AR_CACHE") or os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(base).expanduser() / "visual_ar" / "kernels"
+    """Where compiled kernels are kept."""
+    return store_folder() / "kernels"
 
 
 def compile_for(source: bytes, architecture: str) -> bytes:

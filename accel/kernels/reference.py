@@ -179,19 +179,13 @@ def _redraw(
     count = drafts.shape[1]
     if coupling == "maximal":
         passes = acceptance.exact(p.first(count), q, drafts, numbers[_ACCEPT, :, :-1]) & ~refused
-        again = p.first(count).residual(q, numbers[_RESIDUAL, :, :-1])
-        last = p.last().sample(numbers[_FRESH, :, -1:])
-        fresh = torch.cat([torch.where(passes, drafts, again), last], dim=1)
+        u = (numbers[_RESIDUAL, :, :-1], numbers[_FRESH, :, -1:])
+        fresh = acceptance.couple(p, q, drafts, passes, *u)
         if isinstance(rule, Exact):
             return fresh  # whose leading run and correction are already the rule's
     else:
         fresh = p.sample(numbers[_FRESH])
-    position = run.clamp(max=count - 1)
-    law = rule.correction(p.first(count), q, drafts, position)
-    corrected = law.sample(acceptance.at(numbers[_RESIDUAL], position))
-    column = torch.arange(count, device=run.device)
-    tail = torch.where(column == run[:, None], corrected, fresh[:, :-1])
-    return torch.cat([torch.where(column < run[:, None], drafts, tail), fresh[:, -1:]], dim=1)
+    return rule.fill(p, q, drafts, run, fresh, numbers[_RESIDUAL, :, :-1])
 
 
 def check_inputs(

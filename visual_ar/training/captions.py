@@ -36,9 +36,12 @@ class CaptionModel(nn.Module):
         encoder: what is trained.
         tokenizer: whose code vectors are the latents.
         codes: uint16 [M, N], of every picture of the dataset.
+        indices: int64 [m], the pictures to train on, whose mean it starts from.
     """
 
-    def __init__(self, encoder: TextEncoder, tokenizer: VQTokenizer, codes: Tensor) -> None:
+    def __init__(
+        self, encoder: TextEncoder, tokenizer: VQTokenizer, codes: Tensor, indices: Tensor
+    ) -> None:
         super().__init__()
         self._vectors = tokenizer.quantize.codebook().detach().float()  # [V, d]
         self._codes = codes
@@ -46,10 +49,9 @@ class CaptionModel(nn.Module):
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.feature_dim, size, device=self._vectors.device)
         with torch.no_grad():
-            mean = torch.stack([self._latents(part).mean(0) for part in _parts(len(codes))]).mean(0)
-            spread = [(self._latents(part) - mean).square().mean() for part in _parts(len(codes))]
-            self.head.bias.copy_(mean)
-        self._variance = float(torch.stack(spread).mean())
+            latents = self._latents(indices)
+            self.head.bias.copy_(latents.mean(0))
+        self._variance = float((latents - latents.mean(0)).square().mean())
 
     def loss(self, features: Tensor, indices: Tensor) -> Tensor:
         """Mean squared error over the latents' variance: 1 for knowing nothing.
@@ -121,7 +123,3 @@ def _optimiser(model: CaptionModel, options: Captions) -> torch.optim.AdamW:
         {"params": rest, "peak": options.learning_rate},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-
-
-def _parts(count: int, size: int = 256) -> tuple[Tensor, ...]:
-    return torch.arange(count).split(size)

@@ -91,7 +91,7 @@ class GeneratorTraining:
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
             encoder = TextEncoder(words=words, **recipe.text).to(device)
-            captions = CaptionModel(encoder, self.tokenizer, self.codes[0])
+            captions = CaptionModel(encoder, self.tokenizer, self.codes[0], self.train_indices)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
