@@ -20,8 +20,9 @@ from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training import bundled, load_recipe, run
 from visual_ar.training.codebook import CodebookUpkeep
+from visual_ar.training.codes import Drawn, cached_codes
 from visual_ar.training.conditions import TextConditions
-from visual_ar.training.generator import balance, place_codes
+from visual_ar.training.generator import balance, mislead, place_codes
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.muon import orthogonal
 from visual_ar.training.pictures import psnr, shifted, to_float, to_uint8
@@ -70,6 +71,8 @@ alias = 0.5
 balance = 0.5
 crops = 2
 shift = 1
+soft = 0.05
+wrong = 0.4
 
 [model]
 dim = 16
@@ -371,6 +374,69 @@ def test_similar_codes_start_with_similar_embeddings_and_logits() -> None:
             )[0, 1]
             > 0.8
         )
+
+
+def _tokenizer() -> VQTokenizer:
+    torch.manual_seed(0)
+    return VQTokenizer(
+        channels=4,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        latent_channels=8,
+        codebook_size=16,
+        codebook_dim=4,
+        norm_groups=2,
+    ).eval()
+
+
+def test_cells_are_drawn_by_the_chances_of_their_codes(tmp_path: Path) -> None:
+    tokenizer, cpu = _tokenizer(), torch.device("cpu")
+    pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    hard = cached_codes(tokenizer, pictures, 2, 1, 0.0, 0, tmp_path, cpu)
+    soft = cached_codes(tokenizer, pictures, 2, 1, 0.5, 0, tmp_path, cpu)
+    assert hard.tokens.shape == (2, 3, 16, 1)
+    assert soft.tokens.shape == soft.chances.shape == (2, 3, 16, 8)
+    assert torch.equal(soft.nearest, hard.nearest)
+    assert torch.equal(hard.nearest.long(), tokenizer.encode(to_float(pictures)))
+
+    where = torch.ones(4000, dtype=torch.int64)
+    drawn = soft.draw(where, where, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.labels[0].to(torch.uint16), soft.tokens[1, 1])
+    shares = (drawn.inputs[..., None] == drawn.labels).float().mean(0)
+    assert torch.allclose(shares, drawn.chances[0], atol=0.04)
+    one = hard.draw(where[:1], where[:1], torch.Generator())
+    assert torch.equal(one.inputs[0].to(torch.uint16), hard.tokens[1, 1, :, 0])
+
+
+def test_codes_are_computed_once_for_the_same_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, cpu = _tokenizer(), torch.device("cpu")
+    pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    first = cached_codes(tokenizer, pictures, 1, 0, 0.5, 0, tmp_path, cpu)
+    with monkeypatch.context() as patch:
+        patch.setattr(VQTokenizer, "soft_encode", None)
+        again = cached_codes(tokenizer, pictures, 1, 0, 0.5, 0, tmp_path, cpu)
+        with pytest.raises(TypeError):
+            cached_codes(tokenizer, pictures, 1, 0, 0.4, 0, tmp_path, cpu)
+    assert torch.equal(first.tokens, again.tokens)
+    assert torch.equal(first.chances, again.chances)
+
+
+def test_half_of_the_pictures_are_led_on_by_codes_of_the_next() -> None:
+    inputs = torch.arange(2000)[:, None].expand(-1, 64)
+    labels = inputs[..., None]
+    drawn = Drawn(inputs, labels, torch.ones_like(labels, dtype=torch.float32))
+    misled = mislead(drawn, 0.4, torch.Generator().manual_seed(0))
+    assert misled.labels is labels
+    wrong = misled.inputs != inputs
+    assert torch.equal(misled.inputs[wrong], inputs.roll(-1, 0)[wrong])
+    share = wrong.float().mean(1)
+    assert 0.45 < (share > 0).float().mean() < 0.55
+    assert share.max() < 0.7
+    assert abs(float(share[share > 0].mean()) - 0.2) < 0.02
+    untouched = mislead(drawn, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(untouched.inputs, inputs)
 
 
 def test_checkpoints_keep_everything(tmp_path: Path) -> None:

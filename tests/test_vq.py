@@ -104,6 +104,28 @@ def test_codes_survive_a_round_trip_through_latents(tokenizer: VQTokenizer) -> N
     assert torch.equal(tokenizer.quantize.encode(codes * 3), tokens)
 
 
+def test_soft_codes_follow_the_distance_from_the_latent(tokenizer: VQTokenizer) -> None:
+    pixels = torch.rand(2, 3, 16, 24) * 2 - 1
+    size = tokenizer.codebook_size
+    tokens, chances = tokenizer.soft_encode(pixels, size, 0.3)
+    assert torch.equal(tokens[..., 0], tokenizer.encode(pixels))
+    latents = torch.nn.functional.normalize(tokenizer.latents(pixels), dim=1)
+    vectors = tokenizer.quantize.codebook()
+    distance = torch.cdist(latents[1].flatten(1).T, vectors).square()  # [N, V]
+    expected = (-distance / 0.3).softmax(-1).gather(-1, tokens[1])
+    assert torch.allclose(chances[1], expected, atol=1e-5)
+    few, renormalised = tokenizer.soft_encode(pixels, 3, 0.3)
+    assert torch.equal(few, tokens[..., :3])
+    assert torch.allclose(renormalised.sum(-1), torch.ones(2, 24))
+    for arguments, message in (
+        ((0, 0.3), f"count must be in 1..{size}, got 0"),
+        ((size + 1, 0.3), f"count must be in 1..{size}, got {size + 1}"),
+        ((2, 0.0), "temperature must be above 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.soft_encode(pixels, *arguments)
+
+
 def test_pictures_are_independent(tokenizer: VQTokenizer) -> None:
     pixels = torch.rand(3, 3, 16, 24) * 2 - 1
     together = tokenizer.encode(pixels)

@@ -73,6 +73,25 @@ class VectorQuantizer(nn.Module):
         """The tokens alone. latents: [B, C, h, w]; returns int64 [B, h * w]."""
         return self._tokens(F.normalize(latents, dim=1))
 
+    def soften(self, latents: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+        """The codes nearest to each latent and how well each would do in its place.
+
+        Lee et al. (2022), "Autoregressive image generation using residual quantization", section
+        3.2.3: a code's chance is proportional to exp(-squared distance / temperature).
+
+        Args:
+            latents: [B, C, h, w].
+            count: number K of codes to tell, 1..V; their chances sum to 1.
+            temperature: above 0, in squared distances on the unit sphere.
+
+        Returns:
+            int64 [B, h * w, K], nearest first, and float [B, h * w, K].
+        """
+        flat = F.normalize(latents, dim=1).permute(0, 2, 3, 1).flatten(1, 2)
+        similarity, tokens = (flat @ self.codebook().T).topk(count, dim=-1)
+        # Between unit vectors the squared distance is 2 - 2 similarity.
+        return tokens, (2 * similarity / temperature).softmax(dim=-1)
+
     def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Code vectors laid out on the grid. tokens: int64 [B, N]; returns [B, C, h, w]."""
         vectors = F.embedding(tokens, self.codebook())

@@ -249,6 +249,28 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
         self.check_pixels(pixels, keep)
         return self.quantize.encode(self.latents(pixels))
 
+    @torch.no_grad()
+    def soft_encode(self, pixels: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+        """The nearest codes of every cell and their chances, see `VectorQuantizer.soften`.
+
+        Args:
+            pixels: [B, 3, H, W] in [-1, 1].
+            count: number K of codes a cell.
+            temperature: above 0.
+
+        Returns:
+            int64 [B, N, K], nearest first, and float [B, N, K].
+
+        Raises:
+            ValueError: an argument out of its range.
+        """
+        self.check_pixels(pixels, None)
+        if not 1 <= count <= self.codebook_size:
+            raise ValueError(f"count must be in 1..{self.codebook_size}, got {count}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        return self.quantize.soften(self.latents(pixels), count, temperature)
+
     @apply_forward_hook
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int], known: Tensor | None = None) -> Tensor:

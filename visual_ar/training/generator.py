@@ -22,7 +22,7 @@ from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.bundle import save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.codes import cached_codes
+from visual_ar.training.codes import Drawn, cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.pictures import save_sheet
 from visual_ar.training.recipe import GeneratorRecipe
@@ -39,7 +39,7 @@ from visual_ar.training.state import (
     update,
 )
 
-ORDER, DROPOUT = 1, 2  # streams of random numbers, one draw a step
+ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `captions`
 HELD_OUT_PICTURES = 200
 MEASURE_BATCH = 20
 SHEET_COLUMNS = 8
@@ -73,7 +73,14 @@ class GeneratorTraining:
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
         self.codes = cached_codes(
-            self.tokenizer, pictures, recipe.crops, recipe.shift, recipe.seed, output, device
+            self.tokenizer,
+            pictures,
+            recipe.crops,
+            recipe.shift,
+            recipe.soft,
+            recipe.seed,
+            output,
+            device,
         )
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
         groups = data.groups
@@ -91,7 +98,7 @@ class GeneratorTraining:
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
             encoder = TextEncoder(words=words, **recipe.text).to(device)
-            captions = CaptionModel(encoder, self.tokenizer, self.codes[0], self.train_indices)
+            captions = CaptionModel(encoder, self.tokenizer, self.codes.nearest, self.train_indices)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
@@ -149,14 +156,15 @@ class GeneratorTraining:
         draw = random_numbers(recipe.seed, ORDER, step)
         chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
         indices = self.train_indices[chosen]
-        crops = torch.randint(len(self.codes), (recipe.batch,), generator=draw)
-        tokens = self.codes[crops, indices].to(self.device, torch.int64)
+        crops = torch.randint(recipe.crops, (recipe.batch,), generator=draw)
+        drawn = self.codes.draw(crops, indices, draw)
+        drawn = mislead(drawn, recipe.wrong, draw).to(self.device)
         drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
         progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             given = self.conditions.vary(indices, self.trained.text_encoder, draw)
-            loss = total = _loss(self.trained.model, tokens, given, drop)
+            loss = total = _loss(self.trained.model, drawn, given, drop)
         if self.trained.captions is not None:
             foretold = self.trained.captions.loss(given.given, indices)
             total = total + recipe.captions.weight * foretold
@@ -177,9 +185,10 @@ class GeneratorTraining:
         """Mean loss of the averaged model on held-out pictures, nats a token."""
         total = 0.0
         for indices in self.held_out.split(MEASURE_BATCH):
-            tokens = self.codes[0, indices].to(self.device, torch.int64)
+            draw = random_numbers(self.recipe.seed, MEASURE, int(indices[0]))
+            drawn = self.codes.draw(torch.zeros_like(indices), indices, draw).to(self.device)
             given = self.conditions.describe(indices, self.average.model.text_encoder)
-            total += float(_loss(self.average.model.model, tokens, given)) * len(indices)
+            total += float(_loss(self.average.model.model, drawn, given)) * len(indices)
         return total / len(self.held_out)
 
     @torch.no_grad()
@@ -257,6 +266,19 @@ def balance(groups: list[str], power: float) -> Tensor:
     return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
 
 
+def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
+    """Puts the codes of the batch's next picture into the inputs of every second picture or so.
+
+    Of the others a share evenly distributed in [0, largest] is replaced, the labels stay: what
+    comes after a wrong code is learned too (scheduled sampling, Bengio et al. 2015, with codes of
+    other pictures for the model's own mistakes).
+    """
+    batch = len(drawn.inputs)
+    share = largest * (2 * torch.rand(batch, 1, generator=draw) - 1)
+    wrong = torch.rand(drawn.inputs.shape, generator=draw) < share
+    return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
+
+
 def _matrices(model: LlamaGen) -> list[nn.Parameter]:
     """What Muon trains: the blocks, and the caption projection.
 
@@ -268,12 +290,13 @@ def _matrices(model: LlamaGen) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
 
-def _loss(model: LlamaGen, tokens: Tensor, given: Given, drop: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy, nats a token. tokens: int64 [B, N]; drop: bool [B]."""
+def _loss(model: LlamaGen, drawn: Drawn, given: Given, drop: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
     # All columns of a caption hold its summary; those of no caption were made equal at the start.
-    logits = model.logits(tokens, condition, same_columns=model.prefix_length > 1)
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    logits = model.logits(drawn.inputs, condition, same_columns=model.prefix_length > 1)
+    log_p = logits.log_softmax(-1).gather(-1, drawn.labels)
+    return -(drawn.chances * log_p).sum(-1).mean()
 
 
 def _load_tokenizer(path: Path) -> VQTokenizer:

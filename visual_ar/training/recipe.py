@@ -167,6 +167,9 @@ class GeneratorRecipe(Recipe):
         balance: a picture is drawn with the size of its group to the power -`balance`.
         crops: cached versions of each picture's codes; all but the first are shifted.
         shift: largest translation of such a version, in pixels.
+        soft: temperature of soft labels and of the codes drawn by them (Lee et al. 2022, section
+            3.2.3); 0 for the nearest code alone.
+        wrong: largest share of a picture's input codes that are replaced by another picture's.
         sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
@@ -180,6 +183,8 @@ class GeneratorRecipe(Recipe):
     balance: float = 0.0
     crops: int = 1
     shift: int = 0
+    soft: float = 0.0
+    wrong: float = 0.0
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
