@@ -1,17 +1,19 @@
 """`visual-ar bench`: compares decoding methods; knows the report's options, measures nothing."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
+from visual_ar.cli.suites import Suite, pareto
 
 if TYPE_CHECKING:
     from visual_ar.evaluation.workload import Options
     from visual_ar.pipeline import VisualARPipeline
 
 PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
-SAMPLING, AMOUNT = "Sampling", "How much is measured"
+SAMPLING, AMOUNT, SUITE = "Sampling", "How much is measured", "With a suite"
 
 
 def bench(
@@ -36,6 +38,23 @@ def bench(
             help="Prompt or class to draw, repeatable; pictures take them in turn.",
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help='"pareto" also measures what each method costs in quality.',
+            rich_help_panel=SUITE,
+        ),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(help="Prepared dataset of the model.", rich_help_panel=SUITE)
+    ] = Path("data/emoji"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the document and the chart.", rich_help_panel=SUITE)
+    ] = Path("pareto"),
+    asked: Annotated[
+        int,
+        typer.Option(min=2, help="Prompts to measure quality on.", rich_help_panel=SUITE),
+    ] = 100,
     pictures: Annotated[int, typer.Option(help="Pictures of a round.", rich_help_panel=AMOUNT)] = 4,
     batch: Annotated[
         int | None,
@@ -100,10 +119,15 @@ def bench(
     [cyan]visual-ar bench -m cifar10 --plain --pictures 16 --batch 8[/cyan]
     The model's own law, at batch 1 and 8.
 
+    [cyan]visual-ar bench --suite pareto --data data/emoji --output pareto[/cyan]
+    Speed against quality: a table, a JSON document and a chart.
+
     [cyan]visual-ar bench --methods "jacobi:window=32,coupling=gumbel exact-match" --json[/cyan]
     Two methods beside sequential decoding, as one JSON document.
     """
     options = _options(guidance, temperature, top_k, top_p, plain)
+    extra = None if suite is None else Suite(suite, data, output, asked)
+    dataset = None if extra is None else extra.open()
     set_threads(threads)
     from rich.console import Console
     from rich.progress import Progress
@@ -114,16 +138,20 @@ def bench(
 
     other = pictures if batch is None else batch
     schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
-    chosen = [spec for given in methods or () for spec in given.split()] or DEFAULT_METHODS
+    chosen = [spec for given in methods or () for spec in given.split()]
     pipe = load(model, device, dtype)
+    named = prompts or subjects(pipe)
+    if extra is not None and dataset is not None:
+        pareto(extra, dataset, pipe, model, named, chosen, options, schedule, as_json)
+        return
     with Progress(console=Console(stderr=True), disable=as_json) as bar:
         task = bar.add_task("drawing")
         document = bench_pipeline(
             pipe,
             model,
-            prompts or subjects(pipe),
+            named,
             options,
-            chosen,
+            chosen or DEFAULT_METHODS,
             schedule,
             lambda done, total: bar.update(task, completed=done, total=total),
         )

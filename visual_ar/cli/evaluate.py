@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from visual_ar.data import Dataset
-    from visual_ar.evaluation.quality import Features, Source
+    from visual_ar.evaluation.quality import Source
     from visual_ar.pipeline import VisualARPipeline
 
 app = typer.Typer(
@@ -76,13 +76,14 @@ def retrieval(
 
     [cyan]visual-ar evaluate retrieval --data data/emoji[/cyan]
     """
+    from visual_ar.cli.features import feature_network, tracker
     from visual_ar.evaluation.quality import emoji_retrieval
 
     set_threads(threads)
     dataset, pipe = _open(data, keep, model, device, dtype)
     source = _source(pipe, method)
     with _progress(as_json) as bar:
-        features = _features(pipe, resolution, batch, keep, bar)
+        features = feature_network(pipe, resolution, batch, keep, tracker(bar))
         result = emoji_retrieval(source, dataset, features, prompts, seed)
     _show({"model": model, "method": method, "resolution": resolution, **result}, as_json)
 
@@ -120,13 +121,14 @@ def frechet(
 
     [cyan]visual-ar evaluate frechet --data data/cifar10 --keep runs/frechet[/cyan]
     """
+    from visual_ar.cli.features import feature_network, tracker
     from visual_ar.evaluation.quality import cifar_frechet
 
     set_threads(threads)
     dataset, pipe = _open(data, keep, model, device, dtype)
     sources = {name: _source(pipe, name) for name in dict.fromkeys(methods.split())}
     with _progress(as_json) as bar:
-        features = _features(pipe, resolution, batch, keep, bar)
+        features = feature_network(pipe, resolution, batch, keep, tracker(bar))
         result = cifar_frechet(sources, dataset, features, samples, seed, permutations)
     _show({"model": model, "resolution": resolution, **result}, as_json)
 
@@ -148,25 +150,6 @@ def _source(pipe: "VisualARPipeline", method: str | None) -> "Source":
     from visual_ar.evaluation.workload import source
 
     return source(pipe, pipe.scheduler if method is None else parse_method(method))
-
-
-def _features(
-    pipe: "VisualARPipeline", resolution: int, batch: int, keep: Path | None, bar: "Progress"
-) -> "Features":
-    """Returns the feature network on the pipeline's device, reporting to a progress bar."""
-    from visual_ar.evaluation.features import SHA256, EfficientNetLite0Features
-    from visual_ar.evaluation.quality import Features
-
-    network = EfficientNetLite0Features(resolution).to(pipe.device)
-    tasks = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what)
-        bar.update(tasks[what], completed=done, total=total)
-
-    identity = f"{SHA256[:16]} {resolution} {pipe.device.type}"
-    return Features(lambda pixels: network(pixels.to(pipe.device)), identity, batch, keep, show)
 
 
 def _progress(quiet: bool) -> "Progress":

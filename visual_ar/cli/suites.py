@@ -1,0 +1,112 @@
+"""`visual-ar bench --suite`: benches that also need data; knows files, measures nothing."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from visual_ar.cli.common import check_output_folder, echo_json
+
+if TYPE_CHECKING:
+    from visual_ar.data import Dataset
+    from visual_ar.evaluation.speed import Schedule
+    from visual_ar.evaluation.workload import Options
+    from visual_ar.pipeline import VisualARPipeline
+
+SUITES = ("pareto",)
+
+
+class Suite(NamedTuple):
+    """What a suite is asked for beside a bench.
+
+    Attributes:
+        name: of `SUITES`.
+        data: prepared dataset of the model, a folder or a pack.
+        output: folder for the document and the chart.
+        asked: prompts that the quality is measured on.
+        resolution: side to which the feature network sees pictures.
+        batch: pictures drawn at once for the quality.
+    """
+
+    name: str
+    data: Path
+    output: Path
+    asked: int
+    resolution: int = 128
+    batch: int = 20
+
+    def open(self) -> "Dataset":
+        """Reads the dataset, once the output is known to be writable.
+
+        Raises:
+            ValueError: an unknown suite, or the folder is not a dataset.
+            FileNotFoundError: there is no dataset.
+            OSError: the output cannot be written.
+        """
+        from visual_ar.data import load
+
+        if self.name not in SUITES:
+            raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {self.name!r}")
+        check_output_folder(self.output)
+        if not self.data.exists():
+            raise FileNotFoundError(
+                f"data must be a prepared dataset, got {str(self.data)!r}, which does not exist; "
+                f"visual-ar data emoji --output {self.data} prepares it"
+            )
+        return load(self.data)
+
+
+def pareto(
+    suite: Suite,
+    dataset: "Dataset",
+    pipe: "VisualARPipeline",
+    model: str,
+    subjects: Sequence[str],
+    methods: Sequence[str],
+    options: "Options",
+    schedule: "Schedule",
+    as_json: bool,
+) -> None:
+    """Runs the suite, writes pareto.json and pareto.png, prints the table or the document."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.evaluation.pareto import SUITE, Asked
+    from visual_ar.evaluation.pareto import pareto as measure
+    from visual_ar.evaluation.pareto_chart import save_chart, table
+    from visual_ar.evaluation.speed_table import heading
+
+    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+        show = tracker(bar)
+        features = feature_network(pipe, suite.resolution, suite.batch, None, show)
+        document = measure(
+            pipe,
+            model,
+            dataset,
+            features,
+            subjects,
+            methods or SUITE,
+            options,
+            schedule,
+            Asked(suite.asked, schedule.seed),
+            show,
+        )
+    document["quality"]["resolution"] = suite.resolution
+    suite.output.mkdir(parents=True, exist_ok=True)
+    _write(suite.output / "pareto.json", document)
+    save_chart(document, suite.output / "pareto.png")
+    if as_json:
+        echo_json(document)
+        return
+    console = Console()
+    console.print(heading(document), highlight=False)
+    console.print(table(document))
+    console.print(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
