@@ -13,6 +13,7 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import CategoricalLaw, Sampling
 from visual_ar.testing import (
     ToyTokenModel,
@@ -70,6 +71,12 @@ METHODS = {
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
+    "chain": TreeDecoding(window=3, tree="1"),
+    "tree": TreeDecoding(window=3, tree="2x2"),
+    "tree above-law": TreeDecoding(window=4, tree="3", drafter="left-law+above-law"),
+    "tree of copies": TreeDecoding(window=2, tree="2", drafter="left+above"),
+    "tree adapting length": TreeDecoding(window=4, tree="2", adapt="length"),
+    "tree adapting shape": TreeDecoding(window=2, tree="2x1", init="left-law", adapt="shape"),
 }
 
 
