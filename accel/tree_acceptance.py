@@ -86,8 +86,8 @@ def judge(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Verdict:
     columns = torch.arange(tree.columns, device=u.device).expand_as(depth)
     path.scatter_(1, torch.where(reached, depth, tree.deepest + 1), columns)
     here = last[:, None]
-    kids, *family = _families(tree, rows, tokens, here)
-    _, correction = recursive_rejection(p.rows(here), draft.q, *family, kids >= 0)
+    kids, kid_rows, kid_tokens = _families(tree, rows, tokens, here)
+    _, correction = recursive_rejection(p.rows(here), draft.q, kid_rows, kid_tokens, kids >= 0)
     return Verdict(path[:, :-1], run, last, correction)
 
 
@@ -101,8 +101,8 @@ def _judge_forks(
     kept: Tensor,
 ) -> Tensor:
     """`kept`, bool [B, Q], with at most one child of every fork, the first that passes."""
-    kids, *family = _families(tree, rows, tokens, tree.forks)
-    chances, _ = recursive_rejection(p.rows(tree.forks), q, *family, kids >= 0)
+    kids, kid_rows, kid_tokens = _families(tree, rows, tokens, tree.forks)
+    chances, _ = recursive_rejection(p.rows(tree.forks), q, kid_rows, kid_tokens, kids >= 0)
     passes = _of(u, kids) < chances
     first = passes & (passes.cumsum(-1) == 1)
     nowhere = torch.where(kids >= 0, kids, tree.columns).flatten(1)

@@ -98,11 +98,9 @@ def _repeat_siblings(monkeypatch):
 def _siblings_of_another_law(monkeypatch):
     """Siblings come from another law than the one that judges them, as published for SJD-PAC."""
     true = position_drafts.without
-
-    def tempered(law, tokens):
-        return true(law**3 / (law**3).sum(-1, keepdim=True), tokens)
-
-    monkeypatch.setattr(position_drafts, "without", tempered)
+    monkeypatch.setattr(
+        position_drafts, "without", lambda law, tokens: true((law > 0).to(law), tokens)
+    )
 
 
 def _residual_from_target(monkeypatch):
