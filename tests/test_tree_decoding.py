@@ -126,19 +126,20 @@ def _sees_cousins(monkeypatch):
     monkeypatch.setattr(tree_decoding, "visible", everything)
 
 
+SPATIAL = TreeDecoding(window=3, tree="2x2", drafter="left-law+above-law")
 MUTANTS = {
-    "siblings repeat": _repeat_siblings,
-    "siblings of another law": _siblings_of_another_law,
-    "residual from p": _residual_from_target,
-    "path left in place": _path_left_in_place,
-    "drafts see cousins": _sees_cousins,
+    "siblings repeat": (_repeat_siblings, SPATIAL),
+    "siblings of another law": (_siblings_of_another_law, TreeDecoding(window=3, tree="3x2")),
+    "residual from p": (_residual_from_target, SPATIAL),
+    "path left in place": (_path_left_in_place, SPATIAL),
+    "drafts see cousins": (_sees_cousins, SPATIAL),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_known_mistakes_are_detected(mutant, monkeypatch):
-    MUTANTS[mutant](monkeypatch)
-    method = TreeDecoding(window=3, tree="2x2", drafter="left-law+above-law")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_known_mistakes_are_detected(name, monkeypatch):
+    mutant, method = MUTANTS[name]
+    mutant(monkeypatch)
     assert run(method, CASE, PICTURES) < DETECTED
 
 
