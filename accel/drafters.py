@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Drafter
 from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
+from visual_ar.accel.jacobi import COUPLINGS
 from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
 from visual_ar.accel.tree import Tree
 from visual_ar.layout import Layout
@@ -40,6 +41,7 @@ class JacobiKind(DrafterKind):
     """The target model's own guesses of the pass before; `init` for ranks without one."""
 
     init: str
+    coupling: str
 
     @property
     def siblings(self) -> int | None:
@@ -52,7 +54,7 @@ class JacobiKind(DrafterKind):
 
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
         """See `DrafterKind.make`."""
-        return JacobiDrafter(state, trees, self.init)
+        return JacobiDrafter(state, trees, self.init, self.coupling)
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,21 @@ class SpatialKind(DrafterKind):
         return SpatialDrafter(state, trees, self.inits)
 
 
-def parse_drafter(text: str, init: str) -> DrafterKind:
+def parse_drafter(text: str, init: str, coupling: str) -> DrafterKind:
     """Reads a drafter.
 
     Args:
         text: "jacobi", or neighbours joined by "+".
         init: first draft of a rank that the Jacobi drafter has not seen yet.
+        coupling: one of COUPLINGS, how Jacobi drafts follow from pass to pass.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name or coupling.
     """
+    if coupling not in COUPLINGS:
+        raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
     if text == "jacobi":
-        return JacobiKind(init)
+        return JacobiKind(init, coupling)
     inits = tuple(text.split("+"))
     if not set(inits) <= set(INITIALISERS):
         raise ValueError(

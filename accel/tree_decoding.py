@@ -72,6 +72,8 @@ class TreeDecoding(WindowedDecoding):
         drafter: "jacobi", the model's own guesses of the pass before, with new siblings where that
             pass rejected; or neighbours joined by "+", such as "left-law+above-law", of which the
             first drafts the trunk and all take turns as siblings. See `initialise.INITIALISERS`.
+        coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
+            "gumbel" siblings follow too.
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
@@ -90,12 +92,14 @@ class TreeDecoding(WindowedDecoding):
         window: int | str = "auto",
         tree: str = "3x2",
         drafter: str = "jacobi",
+        coupling: str = "gumbel",
         init: str = "uniform",
         adapt: str = "none",
     ) -> None:
         check_window(window)
         self._branching = parse_tree(tree)
-        self._kind = parse_drafter(drafter, init)
+        self._kind = parse_drafter(drafter, init, coupling)
+        self.needs_noise = drafter == "jacobi" and coupling == "gumbel"
         most = self._kind.siblings
         if most is not None and max(self._branching) > most:
             raise ValueError(

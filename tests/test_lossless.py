@@ -71,12 +71,13 @@ METHODS = {
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
-    "chain": TreeDecoding(window=3, tree="1"),
-    "tree": TreeDecoding(window=3, tree="2x2"),
+    "chain": TreeDecoding(window=3, tree="1", coupling="independent"),
+    "tree": TreeDecoding(window=3, tree="2x2", coupling="gumbel"),
+    "tree maximal": TreeDecoding(window=3, tree="2x2", coupling="maximal"),
     "tree above-law": TreeDecoding(window=4, tree="3", drafter="left-law+above-law"),
     "tree of copies": TreeDecoding(window=2, tree="2", drafter="left+above"),
-    "tree adapting length": TreeDecoding(window=4, tree="2", adapt="length"),
-    "tree adapting shape": TreeDecoding(window=2, tree="2x1", init="left-law", adapt="shape"),
+    "tree adapting length": TreeDecoding(4, "2", coupling="maximal", adapt="length"),
+    "tree adapting shape": TreeDecoding(2, "2x1", init="left-law", adapt="shape"),
 }
 
 

@@ -27,10 +27,11 @@ def _decode(method, count=300, grid=(4, 6)):
     return tokens, float((committed > 0).sum(0).float().mean())
 
 
-def test_siblings_save_passes():
-    _, chain = _decode(TreeDecoding(window=6, tree="1"))
-    _, tree = _decode(TreeDecoding(window=6, tree="3x2"))
-    _, jacobi = _decode(SpeculativeJacobiDecoding(window=6))
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+def test_siblings_save_passes(coupling):
+    _, chain = _decode(TreeDecoding(window=6, tree="1", coupling=coupling))
+    _, tree = _decode(TreeDecoding(window=6, tree="3x2", coupling=coupling))
+    _, jacobi = _decode(SpeculativeJacobiDecoding(window=6, coupling=coupling))
     assert tree < 0.92 * chain
     assert chain == pytest.approx(jacobi, rel=0.05)  # the same method, with other numbers
 
@@ -127,9 +128,13 @@ def _sees_cousins(monkeypatch):
 
 
 SPATIAL = TreeDecoding(window=3, tree="2x2", drafter="left-law+above-law")
+MAXIMAL = TreeDecoding(window=3, tree="3x2", coupling="maximal")
 MUTANTS = {
     "siblings repeat": (_repeat_siblings, SPATIAL),
-    "siblings of another law": (_siblings_of_another_law, TreeDecoding(window=3, tree="3x2")),
+    "siblings of another law": (
+        _siblings_of_another_law,
+        TreeDecoding(window=3, tree="3x2", coupling="maximal"),
+    ),
     "residual from p": (_residual_from_target, SPATIAL),
     "path left in place": (_path_left_in_place, SPATIAL),
     "drafts see cousins": (_sees_cousins, SPATIAL),
@@ -161,7 +166,7 @@ class ShapeFromItsDrafts(TreeDecoding):
 
 
 def test_a_shape_that_depends_on_its_drafts_is_detected():
-    method = ShapeFromItsDrafts(window=3, tree="1", adapt="length")
+    method = ShapeFromItsDrafts(window=3, tree="1", coupling="maximal", adapt="length")
     assert run(method, CASE, PICTURES) < DETECTED
 
 
@@ -174,6 +179,10 @@ def test_a_shape_that_depends_on_its_drafts_is_detected():
         ({"tree": "2x"}, "got '2x'"),
         ({"drafter": "oracle"}, "drafter must be jacobi, or one or more of .* got 'oracle'"),
         ({"drafter": "left-law+jacobi"}, "got 'left-law\\+jacobi'"),
+        (
+            {"coupling": "tight"},
+            "coupling must be one of .* got 'tight'",
+        ),
         ({"adapt": "often"}, "adapt must be one of none, length, shape, got 'often'"),
         ({"window": 0}, "window must be 'auto' or a whole number"),
     ],
