@@ -112,12 +112,20 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
-    def forward(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        ranks: Tensor,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """One pass over some tokens of every slot.
 
         Args:
             tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
+            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the causal rule.
+            slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states.
@@ -125,7 +133,9 @@ class DecodeState:
         x = self.twice(self.model.embed(tokens, ranks))
         row_ranks = self.twice(ranks)
         x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
-        return self.model.forward(x, row_ranks, self.cache)
+        if slots is None:
+            return self.model.forward(x, row_ranks, self.cache, visible)
+        return self.model.forward(x, row_ranks, self.cache, visible, slots)
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.

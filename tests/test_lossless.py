@@ -13,6 +13,7 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import CategoricalLaw, Sampling
 from visual_ar.testing import (
     ToyTokenModel,
@@ -70,6 +71,13 @@ METHODS = {
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
+    "chain": TreeDecoding(window=3, tree="1", coupling="independent"),
+    "tree": TreeDecoding(window=3, tree="2x2", coupling="gumbel"),
+    "tree maximal": TreeDecoding(window=3, tree="2x2", coupling="maximal"),
+    "tree above-law": TreeDecoding(window=4, tree="3", drafter="left-law+above-law"),
+    "tree of copies": TreeDecoding(window=2, tree="2", drafter="left+above"),
+    "tree adapting length": TreeDecoding(4, "2", coupling="maximal", adapt="length"),
+    "tree adapting shape": TreeDecoding(2, "2x1", init="left-law", adapt="shape"),
 }
 
 
