@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel.decoding import DecodeState
-from visual_ar.accel.rules import Rule
+from visual_ar.accel.rule import Rule
 from visual_ar.sampling import CategoricalLaw, uniforms
 
 _BLOCK_PICTURES = 8

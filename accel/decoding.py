@@ -115,17 +115,28 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
-    def forward(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        ranks: Tensor,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """One pass over some tokens of every slot.
 
         Args:
             tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
+            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the causal rule.
+            slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states.
         """
-        return self.model.forward(self.embed(tokens, ranks), self.twice(ranks), self.cache)
+        x, row_ranks = self.embed(tokens, ranks), self.twice(ranks)
+        if slots is None:
+            return self.model.forward(x, row_ranks, self.cache, visible)
+        return self.model.forward(x, row_ranks, self.cache, visible, slots)
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """Embeddings [R, Q, D] for every row; arguments as for `forward`."""

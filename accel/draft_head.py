@@ -18,7 +18,8 @@ from torch import Tensor
 
 from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
-from visual_ar.accel.rules import Rule, parse_rule
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.assets import bundled
 from visual_ar.cache import KVCache

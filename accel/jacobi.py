@@ -19,7 +19,8 @@ from visual_ar.accel import acceptance
 from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
-from visual_ar.accel.rules import Exact, Rule, parse_rule
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import Exact, parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel

@@ -17,6 +17,7 @@ CLASSES = {  # public name -> module
     "SequentialDecoding": "sequential",
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
+    "TreeDecoding": "tree_decoding",
     "DraftHeadDecoding": "draft_head",
 }
 
@@ -25,6 +26,9 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "jacobi": "SpeculativeJacobiDecoding",
     "jacobi-published": "SpeculativeJacobiDecoding.published",
     "exact-match": "ExactMatchJacobiDecoding",
+    "tree": "TreeDecoding",
+    "tree-spatial": "TreeDecoding.spatial",
+    "tree-adaptive": "TreeDecoding.adaptive",
     "draft-head": "DraftHeadDecoding",
 }
 

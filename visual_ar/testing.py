@@ -36,7 +36,7 @@ class ToyTokenModel(TokenModel):
         seed: of the random parameters.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "trees"})
 
     @register_to_config
     def __init__(
@@ -101,11 +101,12 @@ class ToyTokenModel(TokenModel):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
         if cache is None:
             return torch.tanh(x.cumsum(1) * 0.6)
-        slots = ranks + cache.prefix
+        slots = ranks + cache.prefix if slots is None else slots
         _, values = cache.update(0, x[:, None], x[:, None], slots)
         mask = cache.visible(slots) if visible is None else visible
         return torch.tanh((mask.to(values.dtype) @ values)[:, 0] * 0.6)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.rules import Exact, Rule
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import Exact
 from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, uniforms, warp
 
 COUPLINGS = ("independent", "maximal")

@@ -23,7 +23,8 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives; "categorical" is logits over a code book.
+        capabilities: what its head gives, "categorical" being logits over a code book; and "trees"
+            when `forward` can write several drafts of one rank to `slots` of their own.
     """
 
     config_name = "config.json"
@@ -84,14 +85,16 @@ class TokenModel(ModelMixin, ConfigMixin):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the trunk on some positions of every row, writing their keys and values.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q], any ranks; the cache must hold what they attend to.
-            cache: written at slots P + rank; None runs x as one full causal sequence.
+            cache: written at `slots`; None runs x as one full causal sequence.
             visible: bool [R, 1, Q, extent] replacing the causal rule, e.g. for trees.
+            slots: int64 [R, Q] of the cache; None is P + rank. Drafts of one rank need one each.
 
         Returns:
             [R, Q, D] hidden states, normalised, ready for `predict`.

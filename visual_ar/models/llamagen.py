@@ -99,7 +99,7 @@ class LlamaGen(TokenModel):
         ValueError: neither or both conditions are given, or the heads do not fit the width.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "trees"})
     _repeated_blocks = ["Block"]  # noqa: RUF012  (read by diffusers' compile_repeated_blocks)
 
     @register_to_config
@@ -223,32 +223,48 @@ class LlamaGen(TokenModel):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the blocks and the last norm.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q] from -P on; ranks past the picture take its last position.
-            cache: written at slots P + rank; None attends within x.
+            cache: written at `slots`; None attends within x.
             visible: bool [R, 1, Q, S], True where attended; None is causal.
+            slots: int64 [R, Q] of the cache; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states, ready for `predict`.
         """
-        slots = ranks + self.prefix_length
+        positions = ranks + self.prefix_length
+        slots = positions if slots is None else slots
         if cache is not None and visible is None:
             visible = cache.visible(slots)
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, slots, mask, cache)
+        return self._run(x, positions, mask, cache, slots)
 
     def _run(
-        self, x: Tensor, slots: Tensor, mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
+        """`forward` behind its masks.
+
+        Args:
+            x: [R, Q, D].
+            positions: int64 [R, Q], P + rank.
+            mask: [R, 1, Q, S] added to scores.
+            cache: None attends within x.
+            slots: int64 [R, Q] of the cache; None without one.
+        """
         table = self._rotation_table(x.device)
-        rotation = table[slots.clamp(max=len(table) - 1)][:, :, None, None]
+        rotation = table[positions.clamp(max=len(table) - 1)][:, :, None, None]
         shared = Pass(rotation, mask, cache, slots)
         if self.training:
             x = F.dropout(x, self.config.dropout)

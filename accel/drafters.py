@@ -1,0 +1,97 @@
+"""Who can fill a tree of drafts, by name, and what each of them cannot do.
+
+A drafter is written as one string, such as "jacobi" or "left-law+above-law", so that it fits a
+configuration and a command line. Knows nothing about acceptance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from visual_ar.accel.decoding import DecodeState
+from visual_ar.accel.drafting import Drafter
+from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
+from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
+from visual_ar.accel.tree import Tree
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+
+
+class DrafterKind(ABC):
+    """A configured way to draft. A new one is a class here and a line in `parse_drafter`."""
+
+    @property
+    @abstractmethod
+    def siblings(self) -> int | None:
+        """Most drafts it has for one position; None when as many as there are codes."""
+
+    @abstractmethod
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """Raises ValueError when it cannot draft for the model or the layout."""
+
+    @abstractmethod
+    def make(self, state: DecodeState, trees: Tree) -> Drafter:
+        """A drafter with buffers for the slots of a state. trees: the shapes it must fill."""
+
+
+@dataclass(frozen=True)
+class JacobiKind(DrafterKind):
+    """The target model's own guesses of the pass before; `init` for ranks without one."""
+
+    init: str
+
+    @property
+    def siblings(self) -> int | None:
+        """See `DrafterKind.siblings`."""
+        return None
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """See `DrafterKind.check`."""
+        check_initialiser(self.init, layout)
+
+    def make(self, state: DecodeState, trees: Tree) -> Drafter:
+        """See `DrafterKind.make`."""
+        return JacobiDrafter(state, trees, self.init)
+
+
+@dataclass(frozen=True)
+class SpatialKind(DrafterKind):
+    """Neighbours: copies of their tokens, or draws from their laws."""
+
+    inits: tuple[str, ...]
+
+    @property
+    def siblings(self) -> int | None:
+        """See `DrafterKind.siblings`."""
+        return None if (LAWS | {"uniform"}) & set(self.inits) else len(self.inits)
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """See `DrafterKind.check`."""
+        for init in self.inits:
+            check_initialiser(init, layout)
+
+    def make(self, state: DecodeState, trees: Tree) -> Drafter:
+        """See `DrafterKind.make`."""
+        return SpatialDrafter(state, trees, self.inits)
+
+
+def parse_drafter(text: str, init: str) -> DrafterKind:
+    """Reads a drafter.
+
+    Args:
+        text: "jacobi", or neighbours joined by "+".
+        init: first draft of a rank that the Jacobi drafter has not seen yet.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if text == "jacobi":
+        return JacobiKind(init)
+    inits = tuple(text.split("+"))
+    if not set(inits) <= set(INITIALISERS):
+        raise ValueError(
+            f"drafter must be jacobi, or one or more of {', '.join(INITIALISERS)} joined by +, "
+            f"got {text!r}"
+        )
+    return SpatialKind(inits)
