@@ -18,19 +18,16 @@ from torch import Tensor
 
 from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.head_memory import HeadMemory, check_draft_head
 from visual_ar.accel.rule import Rule
 from visual_ar.accel.rules import parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
-from visual_ar.assets import bundled
-from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.models.draft_head import DraftHead
-from visual_ar.sampling import CategoricalLaw, take_rows
+from visual_ar.sampling import CategoricalLaw
 from visual_ar.tokenizers.base import VisualTokenizer
 
 _ACCEPT, _RESIDUAL, _BONUS, _DRAFT = range(4)
-_ROOT = -1
 
 
 @dataclass
@@ -38,18 +35,12 @@ class HeadBuffers:
     """What a pass hands to the next one.
 
     Attributes:
-        head: what drafts.
-        cache: its keys and values; those of committed ranks come from the model's own states.
-        start: int64 [B], first rank that the head has not seen with the model's own state.
-        features: [R, W, D], the model's states that the ranks from `start` on were predicted from.
+        memory: the draft head and what it remembers.
         numbers: uniform numbers of the next passes.
         rule: the acceptance rule with its tables.
     """
 
-    head: DraftHead
-    cache: KVCache
-    start: Tensor
-    features: Tensor
+    memory: HeadMemory
     numbers: PassNumbers
     rule: Rule
 
@@ -89,19 +80,7 @@ class DraftHeadDecoding(WindowedDecoding):
         """See `Decoding.check`. The model must have a draft head that knows its grid."""
         super().check(model, layout, tokenizer)
         self._rule.check(tokenizer)
-        head = model.draft_head
-        if head is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a model with a draft head trained for it, this "
-                f"{type(model).__name__} has none; {_who_has_one()}"
-            )
-        if head.config.grid_size**2 < layout.length:
-            raise ValueError(
-                f"draft_head must know every cell of the grid {layout.grid}, "
-                f"got one for {head.config.grid_size} x {head.config.grid_size} cells"
-            )
-        if head.dtype != model.dtype:
-            raise ValueError(f"draft_head must be {model.dtype} like the model, got {head.dtype}")
+        check_draft_head(model, layout, type(self).__name__)
 
     def init(
         self,
@@ -114,25 +93,18 @@ class DraftHeadDecoding(WindowedDecoding):
     ) -> DecodeState:
         """See `Decoding.init`."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
-        head = model.draft_head
-        assert head is not None
-        rows = len(state.root)
         state.method = HeadBuffers(
-            head=head,
-            cache=head.new_cache(rows, state.tokens.shape[1]),
-            start=state.length,
-            features=state.root.new_zeros(rows, window, model.hidden_size),
+            memory=HeadMemory(state, window),
             numbers=PassNumbers(),
             rule=self._rule.bind(tokenizer),
         )
         return state
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
-        """Newly admitted slots start from the last prefix token, which no state goes with."""
+        """Forgets what newly admitted slots held."""
         buffers: HeadBuffers = state.method
         buffers.numbers.forget()
-        buffers.start = buffers.start.index_fill(0, slots, _ROOT)
-        buffers.features = buffers.features.index_fill(0, state.rows(slots), 0)
+        buffers.memory.admit(slots)
 
     def step(self, state: DecodeState) -> Step:
         """One pass: draft a chain, predict it, keep a leading run, correct it or add one more."""
@@ -148,7 +120,7 @@ class DraftHeadDecoding(WindowedDecoding):
         spent = None
         if not self.lossless:
             spent = spent_on_run(state, buffers.rule, p, q, drafts, run, self.config.measure_tv)
-        buffers.start, buffers.features = state.length, features
+        buffers.memory.observe(state.length, features)
         committed = state.commit(tokens, run + 1)
         return state.report(committed, state.window, spent, drafts.shape[1])
 
@@ -163,15 +135,16 @@ class DraftHeadDecoding(WindowedDecoding):
         Returns:
             int64 [B, K], and their laws [B, K].
         """
-        model, head, cache = state.model, state.method.head, state.method.cache
+        model, memory = state.model, state.method.memory
         drafts, laws = [], []
         for column in range(ranks.shape[1]):
             rank = ranks[:, column : column + 1]
             if column == 0:
-                feature = self._catch_up(state)
+                feature = memory.catch_up()
             else:
-                before, rows = state.twice(rank - 1), state.twice(drafts[-1])
-                feature = head(model.embed(rows, before), feature, before, cache)
+                before = state.twice(rank - 1)
+                x = model.embed(state.twice(drafts[-1]), before)
+                feature = memory.head(x, feature, before, memory.cache)
             law = state.law(feature, rank)
             drafts.append(law.sample(u[:, column : column + 1]))
             laws.append(law.probabilities)
@@ -179,24 +152,6 @@ class DraftHeadDecoding(WindowedDecoding):
             nothing = torch.zeros(*ranks.shape, model.vocab_size, device=ranks.device)
             return ranks, CategoricalLaw(probabilities=nothing)
         return torch.cat(drafts, 1), CategoricalLaw(probabilities=torch.cat(laws, 1))
-
-    @staticmethod
-    def _catch_up(state: DecodeState) -> Tensor:
-        """Shows the head what the last pass committed; its state of the newest token: [R, 1, D].
-
-        All that the last pass predicted is fed, for the sake of static shapes. What was not
-        committed comes after the newest token, which therefore does not see it, and is overwritten
-        before anything else could.
-        """
-        buffers: HeadBuffers = state.method
-        buffers.cache.extent = min(state.cache.extent - state.cache.prefix + 1, buffers.cache.slots)
-        offsets = torch.arange(state.window, device=buffers.start.device)
-        ranks = buffers.start[:, None] + offsets
-        embeddings = state.embed(state.tokens.gather(1, ranks.clamp(min=0)), ranks)
-        foretold = buffers.head(embeddings, buffers.features, state.twice(ranks), buffers.cache)
-        # A slot that is idle has nothing new, and nobody reads what it drafts.
-        newest = (state.length - 1 - buffers.start).clamp(min=0)[:, None]
-        return take_rows(foretold, state.twice(newest))
 
     @staticmethod
     def _verify(
@@ -214,11 +169,3 @@ class DraftHeadDecoding(WindowedDecoding):
         # What stands behind the correction is drafted anew, so it may be anything.
         fresh = bonus.expand(-1, count + 1)
         return run, rule.fill(p, q, drafts, run, fresh, u[_RESIDUAL, :, :-1])
-
-
-def _who_has_one() -> str:
-    """A sentence about the bundled models."""
-    names = [name for name, folder in bundled().items() if (folder / "draft_head").is_dir()]
-    if names:
-        return f"of the bundled models {', '.join(names)} has one"
-    return "no bundled model has one; a recipe of kind draft trains one"

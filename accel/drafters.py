@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Drafter
+from visual_ar.accel.head_drafter import HeadDrafter
+from visual_ar.accel.head_memory import check_draft_head
 from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
 from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
 from visual_ar.accel.tree import Tree
@@ -76,11 +78,29 @@ class SpatialKind(DrafterKind):
         return SpatialDrafter(state, trees, self.inits)
 
 
+@dataclass(frozen=True)
+class HeadKind(DrafterKind):
+    """The model's trained draft head."""
+
+    @property
+    def siblings(self) -> int | None:
+        """See `DrafterKind.siblings`."""
+        return None
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """See `DrafterKind.check`."""
+        check_draft_head(model, layout, "drafter head")
+
+    def make(self, state: DecodeState, trees: Tree) -> Drafter:
+        """See `DrafterKind.make`."""
+        return HeadDrafter(state, trees)
+
+
 def parse_drafter(text: str, init: str) -> DrafterKind:
     """Reads a drafter.
 
     Args:
-        text: "jacobi", or neighbours joined by "+".
+        text: "jacobi", "head", or neighbours joined by "+".
         init: first draft of a rank that the Jacobi drafter has not seen yet.
 
     Raises:
@@ -88,10 +108,12 @@ def parse_drafter(text: str, init: str) -> DrafterKind:
     """
     if text == "jacobi":
         return JacobiKind(init)
+    if text == "head":
+        return HeadKind()
     inits = tuple(text.split("+"))
     if not set(inits) <= set(INITIALISERS):
         raise ValueError(
-            f"drafter must be jacobi, or one or more of {', '.join(INITIALISERS)} joined by +, "
-            f"got {text!r}"
+            f"drafter must be jacobi, head, or one or more of {', '.join(INITIALISERS)} joined "
+            f"by +, got {text!r}"
         )
     return SpatialKind(inits)

@@ -1,16 +1,24 @@
 """The draft head: what it sees, what it refuses, the law it decodes with, known mistakes."""
 
 import copy
+import io
 from dataclasses import dataclass
 
 import pytest
 import torch
 from diffusers import SchedulerMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
+from rich.console import Console
 
-from visual_ar.accel import acceptance
+from visual_ar.accel import acceptance, drafters
+from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
+from visual_ar.accel.head_drafter import HeadDrafter
 from visual_ar.accel.rules import Exact
+from visual_ar.accel.tree_decoding import TreeDecoding
+from visual_ar.evaluation.speed import Schedule, bench
+from visual_ar.evaluation.speed_table import render
+from visual_ar.evaluation.workload import from_pipeline
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
@@ -61,7 +69,7 @@ class Recorder(DraftHeadDecoding):
         return drafts, q
 
 
-def test_training_sees_the_laws_that_decoding_draws_from(pipe):
+def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
     """Guided laws of the model and of the first two drafts, after what was committed in the end.
 
     A loss on other laws than these is a published mistake, and so is a head whose cache keeps
@@ -87,6 +95,32 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe):
             if count[picture] > 1 and rank + 1 < 16:
                 second += 1
                 assert torch.allclose(q[picture, 1], foretold[1][picture, rank + 1], atol=1e-5)
+    assert second > 4
+
+    # The same for a tree, whose first branches see what a chain sees.
+    tree, filled = TreeDecoding(window=3, tree="2x2", drafter="head"), []
+    draft = HeadDrafter.draft
+
+    def recorded(self, shape, u):
+        filled.append((self.state.length, draft(self, shape, u)))
+        return filled[-1][1]
+
+    monkeypatch.setattr(HeadDrafter, "draft", recorded)
+    tokens, committed = decode_all(tree, model, model.layout(GRID), condition, sampling)
+    lesson = teach(model, tokens, Given(labels, None))
+    foretold = [laws(model, s, sampling).softmax(-1) for s in unroll(head, lesson, 2)]
+    second = 0
+    for (length, drafts), count in zip(filled, committed, strict=True):
+        q, parents = drafts.q.probabilities, drafts.rows
+        for picture in range(4):
+            rank = int(length[picture])
+            if rank < 16:
+                assert torch.allclose(q[picture, 0], foretold[0][picture, rank], atol=1e-5)
+            if count[picture] > 1 and rank + 1 < 16:
+                heirs = (parents[picture] == 0) & (drafts.tokens[picture] == tokens[picture, rank])
+                column = 1 + int(heirs.long().argmax())
+                second += 1
+                assert torch.allclose(q[picture, column], foretold[1][picture, rank + 1], atol=1e-5)
     assert second > 4
 
     state = method.init(model, model.layout(GRID), 4, True, window=16)
@@ -166,6 +200,19 @@ def test_a_lossy_rule_says_what_it_spends(pipe):
     assert pipe(class_labels="cat", seeds=1).stats.total_variation > 0
 
 
+def test_a_report_counts_drafts(pipe):
+    schedule = Schedule(pictures=2, batches=(2,), rounds=1, warmup=0)
+    workload = from_pipeline(pipe, ["cat", "dog"])
+    document = bench(workload, ["draft-head:window=3"], schedule)
+    baseline, ours = (method["batches"][0] for method in document["methods"])
+    assert baseline["draft_evaluations_per_picture"] == 0
+    assert ours["draft_evaluations_per_picture"] == 2 * ours["passes_per_batch"]
+    assert ours["head_evaluations_per_picture"] == 3 * ours["passes_per_batch"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(document))
+    assert "drafts: steps of a draft head" in console.file.getvalue()
+
+
 def test_an_automatic_window_is_one_that_drafts(pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path))
     pipe.scheduler = DraftHeadDecoding()
@@ -209,7 +256,7 @@ def test_what_the_method_cannot_serve_is_refused(pipe):
         DraftHead(32, 3)
 
 
-def fit(method: DraftHeadDecoding, pictures: int, length: int = 5) -> float:
+def fit(method: Decoding, pictures: int, length: int = 5) -> float:
     """p value of the fit of many pictures of a guided toy to their enumerated law."""
     model = ToyTokenModel(3, (length,), 2, hidden_size=8, seed=1)
     model.use_draft_head(random_draft_head(model))
@@ -276,9 +323,38 @@ class DraftsDrawnAgainAlike(DraftHeadDecoding):
         return super()._draft(state, ranks, fixed)
 
 
+@pytest.mark.parametrize("adapt", ["none", "shape", "length"])
+def test_trees_of_a_head_are_exact(adapt):
+    method = TreeDecoding(window=3, tree="2x2", drafter="head", adapt=adapt)
+    assert fit(method, 8_000) > ALARM
+
+
+class SiblingsDrawnAlike(HeadDrafter):
+    """Mutant: siblings are drawn with replacement, but tested as if they were not."""
+
+    def _draw(self, tree, filling, depth, parents, u):
+        super()._draw(tree, filling, depth, parents, u)
+        ranks = self.state.length[:, None] + tree.depth[:, parents]
+        law = self.state.law(filling.features[:, parents], ranks)
+        for kids in tree.children[:, parents].unbind(-1):
+            drawn = law.sample(u.gather(1, kids.clamp(min=0)))
+            filling.tokens.scatter_(1, torch.where(kids >= 0, kids, tree.columns), drawn)
+
+
+def test_siblings_with_replacement_are_detected(monkeypatch):
+    monkeypatch.setattr(drafters, "HeadDrafter", SiblingsDrawnAlike)
+    assert fit(TreeDecoding(window=2, tree="3", drafter="head"), 10_000) < DETECTED
+
+
+def test_a_tree_needs_a_draft_head_too():
+    model = ToyTokenModel()
+    with pytest.raises(ValueError, match="drafter head needs a model with a draft head"):
+        TreeDecoding(drafter="head").check(model, model.layout((7,)))
+
+
 @pytest.mark.parametrize("mutant", [UnguidedDraftLaw, NoResidual, LikeliestDraft])
 def test_known_mistakes_are_detected(mutant):
-    assert fit(mutant(), 30_000) < DETECTED
+    assert fit(mutant(), 10_000) < DETECTED
 
 
 def test_block_verification_needs_drafts_drawn_anew():

@@ -15,6 +15,7 @@ from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import CategoricalLaw, Sampling
 from visual_ar.testing import (
     ToyTokenModel,
@@ -76,12 +77,13 @@ METHODS = {
     "draft head": DraftHeadDecoding(window=3),
     "draft head, block": DraftHeadDecoding(window=4, rule="block"),
     "draft head, window 1": DraftHeadDecoding(window=1),
+    "draft head, tree": TreeDecoding(window=3, tree="2x2", drafter="head"),
 }
 
 
 def toy(method: Decoding, *arguments, **options) -> ToyTokenModel:
     """A toy that the method can serve."""
-    if not isinstance(method, DraftHeadDecoding):
+    if not isinstance(method, DraftHeadDecoding) and method.config.get("drafter") != "head":
         return ToyTokenModel(*arguments, **options)
     model = ToyTokenModel(*arguments, hidden_size=8, **options)
     model.use_draft_head(random_draft_head(model))

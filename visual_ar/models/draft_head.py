@@ -121,6 +121,7 @@ class DraftHead(ModelMixin, ConfigMixin):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Foretells hidden states.
 
@@ -128,16 +129,17 @@ class DraftHead(ModelMixin, ConfigMixin):
             embeddings: [R, Q, D], of the tokens at `ranks`.
             features: [R, Q, D], the states that these tokens were predicted from, zero at rank -1.
             ranks: int64 [R, Q] from -1 on; ranks past the picture take its last position.
-            cache: written at slots 1 + rank; None attends within the Q positions, causally.
+            cache: written at `slots`; None attends within the Q positions, causally.
             visible: bool [R, 1, Q, S] or broadcastable, True where attended, instead of the causal
                 rule.
+            slots: int64 [R, Q] of the cache; None is 1 + rank. Drafts of one rank need one each.
 
         Returns:
             [R, Q, D], for `predict` of the generator.
         """
         table = self._rotation_table(embeddings.device)
         rotation = table[ranks.clamp(0, len(table) - 1)][:, :, None, None]
-        slots = ranks + 1
+        slots = ranks + 1 if slots is None else slots
         if cache is not None and visible is None:
             visible = cache.visible(slots)
         x = self.fc(torch.cat([embeddings, features], dim=-1))
