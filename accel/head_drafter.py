@@ -121,7 +121,7 @@ class HeadDrafter(Drafter):
         ranks = state.length[:, None] + tree.depth[:, parents]
         law = state.law(filling.features[:, parents], ranks).probabilities  # [B, G, V]
         filling.q[:, parents] = torch.where(here[..., None], law, filling.q[:, parents])
-        earlier = tokens[:, :0, None].expand(-1, len(parents), 0)
+        earlier = tokens.new_zeros(len(tokens), len(parents), 0)
         for kids in tree.children[:, parents].unbind(-1):
             there = here & (kids >= 0)
             left = CategoricalLaw(probabilities=without(law, earlier))
