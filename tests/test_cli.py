@@ -68,6 +68,7 @@ def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
         ["--method", "jacobi-published", "--temperature", 0.9, "--top-p", 0.8],
         ["--method", "exact-match", "--window", 3, "--guidance-schedule", "linear"],
         ["--method", "jacobi", "--window", 4, "--rule", "lantern++/neighbours=3/factor=3"],
+        ["--method", "tree", "--window", 4, "--tree", 2, "--drafter", "left-law+above-law"],
     ],
 )
 def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words):

@@ -6,6 +6,7 @@ import torch
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import Sampling, gumbel_noise, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
@@ -22,6 +23,7 @@ METHODS = {
     "exact-match": ExactMatchJacobiDecoding(window=3),
     **{c: SpeculativeJacobiDecoding(3, c) for c in ("independent", "maximal", "gumbel")},
     "above-law": SpeculativeJacobiDecoding(window=3, init="above-law"),
+    "tree": TreeDecoding(window=3, tree="2x2", adapt="length"),
 }
 
 

@@ -84,8 +84,8 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published or exact-match. "
-            "[dim]Default: the model's own.[/dim]",
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial or "
+            "tree-adaptive. [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -114,6 +114,28 @@ def generate(
             help="What accepts a draft (jacobi only): exact or block, lossless; or grouped, "
             "lantern, lantern++, omega, typical, which trade fidelity for speed: "
             "omega/omega=1.2.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxN",
+            help="Drafts at the first positions (tree only): 3x2 is three, and two behind each.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        typer.Option(
+            help="Who drafts (tree only): jacobi, or neighbours joined by +: left-law+above-law.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a tree follows what was accepted (tree only): none, length or shape.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -198,7 +220,15 @@ def generate(
         check_output_file(path, ".png")
     set_threads(threads)
     pipe = load(model, device, dtype)
-    own = {"window": parse_window(window), "coupling": coupling, "init": init, "rule": rule}
+    own = {
+        "window": parse_window(window),
+        "coupling": coupling,
+        "init": init,
+        "rule": rule,
+        "tree": tree,
+        "drafter": drafter,
+        "adapt": adapt,
+    }
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     order = Order(
