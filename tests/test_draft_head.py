@@ -329,21 +329,20 @@ def test_trees_of_a_head_are_exact(adapt):
     assert fit(method, 8_000) > ALARM
 
 
-class SiblingsDrawnAlike(HeadDrafter):
-    """Mutant: siblings are drawn with replacement, but tested as if they were not."""
+class LikeliestSiblings(HeadDrafter):
+    """Mutant: siblings are the likeliest tokens, as in EAGLE-2, but tested as if drawn."""
 
     def _draw(self, tree, filling, depth, parents, u):
         super()._draw(tree, filling, depth, parents, u)
-        ranks = self.state.length[:, None] + tree.depth[:, parents]
-        law = self.state.law(filling.features[:, parents], ranks)
-        for kids in tree.children[:, parents].unbind(-1):
-            drawn = law.sample(u.gather(1, kids.clamp(min=0)))
-            filling.tokens.scatter_(1, torch.where(kids >= 0, kids, tree.columns), drawn)
+        likeliest = filling.q[:, parents].topk(tree.siblings).indices
+        for place, kids in enumerate(tree.children[:, parents].unbind(-1)):
+            column = torch.where(kids >= 0, kids, tree.columns)
+            filling.tokens.scatter_(1, column, likeliest[..., place])
 
 
-def test_siblings_with_replacement_are_detected(monkeypatch):
-    monkeypatch.setattr(drafters, "HeadDrafter", SiblingsDrawnAlike)
-    assert fit(TreeDecoding(window=2, tree="3", drafter="head"), 10_000) < DETECTED
+def test_the_likeliest_siblings_are_detected(monkeypatch):
+    monkeypatch.setattr(drafters, "HeadDrafter", LikeliestSiblings)
+    assert fit(TreeDecoding(window=2, tree="2", drafter="head"), 10_000) < DETECTED
 
 
 def test_a_tree_needs_a_draft_head_too():
