@@ -136,7 +136,8 @@ class DraftHeadDecoding(WindowedDecoding):
             int64 [B, K], and their laws [B, K].
         """
         model, memory = state.model, state.method.memory
-        drafts, laws = [], []
+        drafts: list[Tensor] = []
+        laws: list[Tensor] = []
         for column in range(ranks.shape[1]):
             rank = ranks[:, column : column + 1]
             if column == 0:

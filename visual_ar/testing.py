@@ -132,6 +132,8 @@ def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    # Laws that are too peaked hide mistakes: all ways to draw from a point mass are alike.
+    torch.nn.init.normal_(head.norm.weight, std=0.2, generator=generator)
     return head.eval()
 
 
