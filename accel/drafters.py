@@ -14,6 +14,7 @@ from visual_ar.accel.drafting import Drafter
 from visual_ar.accel.head_drafter import HeadDrafter
 from visual_ar.accel.head_memory import check_draft_head
 from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
+from visual_ar.accel.jacobi import COUPLINGS
 from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
 from visual_ar.accel.tree import Tree
 from visual_ar.layout import Layout
@@ -42,6 +43,7 @@ class JacobiKind(DrafterKind):
     """The target model's own guesses of the pass before; `init` for ranks without one."""
 
     init: str
+    coupling: str
 
     @property
     def siblings(self) -> int | None:
@@ -54,7 +56,7 @@ class JacobiKind(DrafterKind):
 
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
         """See `DrafterKind.make`."""
-        return JacobiDrafter(state, trees, self.init)
+        return JacobiDrafter(state, trees, self.init, self.coupling)
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,21 @@ class HeadKind(DrafterKind):
         return HeadDrafter(state, trees)
 
 
-def parse_drafter(text: str, init: str) -> DrafterKind:
+def parse_drafter(text: str, init: str, coupling: str) -> DrafterKind:
     """Reads a drafter.
 
     Args:
         text: "jacobi", "head", or neighbours joined by "+".
         init: first draft of a rank that the Jacobi drafter has not seen yet.
+        coupling: one of COUPLINGS, how Jacobi drafts follow from pass to pass.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name or coupling.
     """
+    if coupling not in COUPLINGS:
+        raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
     if text == "jacobi":
-        return JacobiKind(init)
+        return JacobiKind(init, coupling)
     if text == "head":
         return HeadKind()
     inits = tuple(text.split("+"))

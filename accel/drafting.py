@@ -57,7 +57,8 @@ class Outcome(NamedTuple):
         tree: of Q = K + 1 columns.
         draft: what filled it.
         first: int64 [B], the rank that column 0 predicts; column c predicts first + its depth.
-        hidden: [R, Q, D] hidden states of the columns, conditional rows first.
+        hidden: [R, Q, D] hidden states of the columns, conditional rows first; that of column
+            verdict.last predicted `token`.
         p: [B, Q] laws that the columns predict.
         verdict: which path was kept.
         token: int64 [B], committed behind the path, at rank first + verdict.run; the next pass has

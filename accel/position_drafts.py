@@ -2,7 +2,7 @@
 
 Spatial drafts copy the tokens or draw from the laws of neighbours (Teng et al. 2024, section on
 token initialisation) and are made anew in every pass. Jacobi drafts come from the pass before
-(arXiv 2410.01699) by maximal coupling (arXiv 2510.24211), with siblings at the rejection point as
+(arXiv 2410.01699), coupled (arXiv 2510.24211), with siblings at the rejection point as
 in SJD-PAC (arXiv 2603.18599), here drawn from the law without the earlier ones. Knows nothing about
 acceptance.
 """
@@ -74,6 +74,10 @@ class PositionDrafter(Drafter):
             tokens int64 [B, D], laws [B, M, V], and int64 [D, S], the law of every sibling.
         """
 
+    def draw(self, law: CategoricalLaw, u: Tensor) -> Tensor:
+        """Siblings of the next ranks. law: [B, F] laws; u: [B, F] in (0, 1); int64 [B, F]."""
+        return law.sample(u)
+
     def draft(self, tree: Tree, u: Tensor) -> Draft:
         """See `Drafter.draft`."""
         first, laws, rows = self.candidates(tree, u)
@@ -84,7 +88,7 @@ class PositionDrafter(Drafter):
         for sibling in range(1, tree.siblings):
             law = take_rows(laws, rows[trunk, sibling].expand(len(u), -1))
             left = CategoricalLaw(probabilities=without(law, dealt[:, :forked, :sibling]))
-            dealt[:, :forked, sibling] = left.sample(u.gather(1, family[..., sibling]))
+            dealt[:, :forked, sibling] = self.draw(left, u.gather(1, family[..., sibling]))
         place = (tree.depth - 1).clamp(min=0) * tree.siblings + tree.ordinal
         place = place[:, 1:]
         tokens = dealt.view(len(u), deepest * tree.siblings).gather(1, place)
@@ -145,10 +149,12 @@ class JacobiDrafter(PositionDrafter):
         state: of B slots.
         trees: the shapes it will be asked for.
         init: first draft of a rank that no pass has predicted yet.
+        coupling: how drafts follow from pass to pass, see `jacobi.SpeculativeJacobiDecoding`.
     """
 
-    def __init__(self, state: DecodeState, trees: Tree, init: str) -> None:
+    def __init__(self, state: DecodeState, trees: Tree, init: str, coupling: str) -> None:
         super().__init__(state, trees)
+        self._coupling = coupling
         device, deepest = state.tokens.device, trees.deepest
         self._neighbours = Neighbours(state, (init,))
         self._tokens = torch.zeros(state.slots, deepest, dtype=torch.int64, device=device)
@@ -169,6 +175,18 @@ class JacobiDrafter(PositionDrafter):
         """See `PositionDrafter.candidates`."""
         return self._tokens, self._q, self._rows
 
+    def draw(self, law: CategoricalLaw, u: Tensor) -> Tensor:
+        """See `PositionDrafter.draw`.
+
+        With noise fixed per rank the siblings of the most likely sum of log-probability and noise
+        are the next ones, which is drawing without replacement (Kool et al. 2019, arXiv
+        1903.06059), and they change as little from pass to pass as it does.
+        """
+        if self._coupling != "gumbel":
+            return super().draw(law, u)
+        ranks = self.state.length[:, None] + torch.arange(u.shape[1], device=u.device)
+        return law.sample_gumbel(self.state.noise_at(ranks))
+
     def observe(self, outcome: Outcome, u: Tensor) -> None:
         """Couples the drafts behind the pass to the laws it found, and moves on with the pictures.
 
@@ -178,19 +196,27 @@ class JacobiDrafter(PositionDrafter):
         self._neighbours.observe(outcome)
         depth = torch.arange(1, self.trees.deepest + 1, device=u.device)
         p = outcome.p.rows(self._columns(outcome)[:, 1:])
-        old = CategoricalLaw(probabilities=self._q[:, 1:])
         keep, redraw, enter = u[..., 1 : len(depth) + 1]
-        kept = self._tokens[:, 1:]
-        passes = acceptance.exact(p.first(len(depth) - 1), old, kept, keep[:, :-1])
-        tokens = acceptance.couple(p, old, kept, passes, redraw[:, :-1], redraw[:, -1:])
+        tokens = self._couple(p, outcome.first[:, None] + depth, keep, redraw)
         laws, predicted = p.probabilities, depth <= outcome.tree.trunk[:, None]
         if self._varies:
             # Ranks that this pass did not reach keep the draft they have.
             still = torch.cat([self._q[:, 1:], self._q[:, -1:]], 1)
             laws = torch.where(predicted[..., None], laws, still)
-            tokens = torch.where(predicted, tokens, torch.cat([kept, kept[:, :1]], 1))
+            kept = torch.cat([self._tokens[:, 1:], self._tokens[:, -1:]], 1)
+            tokens = torch.where(predicted, tokens, kept)
         there = predicted | (depth < len(depth))
         self._shift(tokens, laws, there, outcome.verdict.run, enter)
+
+    def _couple(self, p: CategoricalLaw, ranks: Tensor, keep: Tensor, redraw: Tensor) -> Tensor:
+        """New drafts int64 [B, D] from [B, D] laws of `ranks`; keep, redraw: [B, D] in (0, 1)."""
+        if self._coupling == "gumbel":
+            return p.sample_gumbel(self.state.noise_at(ranks))
+        if self._coupling == "independent":
+            return p.sample(redraw)
+        old, kept = CategoricalLaw(probabilities=self._q[:, 1:]), self._tokens[:, 1:]
+        passes = acceptance.exact(p.first(kept.shape[1]), old, kept, keep[:, :-1])
+        return acceptance.couple(p, old, kept, passes, redraw[:, :-1], redraw[:, -1:])
 
     def _columns(self, outcome: Outcome) -> Tensor:
         """For every depth, the column whose law becomes that of a draft. int64 [B, D + 1]."""

@@ -28,7 +28,6 @@ class Tree:
         sees: bool [B, Q, Q], True at a column's ancestors and at itself.
         exists: bool [B, Q], False in columns that a smaller shape leaves unused; they come last.
         children: int64 [B, Q, S], columns in the order of their ordinals, then -1.
-        forks: int64 [B, G], the columns with several children, padded with column 0.
         trunk: int64 [B], how many columns 1, 2, ... are each the first child of the one before.
         deepest: largest depth of any column.
         deepest_fork: largest depth of a column that has siblings; 0 in a chain.
@@ -41,7 +40,6 @@ class Tree:
     sees: Tensor
     exists: Tensor
     children: Tensor
-    forks: Tensor
     trunk: Tensor
     deepest: int
     deepest_fork: int
@@ -59,7 +57,7 @@ class Tree:
 
     def pick(self, shape: Tensor) -> Tree:
         """One shape a picture. shape: int64 [B], rows of this table of shapes."""
-        fields = ("parents", "depth", "ordinal", "sees", "exists", "children", "forks", "trunk")
+        fields = ("parents", "depth", "ordinal", "sees", "exists", "children", "trunk")
         return replace(self, **{name: getattr(self, name)[shape] for name in fields})
 
     def narrow(self, columns: int) -> Tree:
@@ -126,8 +124,6 @@ def shapes(all_parents: Sequence[Sequence[int]], device: torch.device | str = "c
     columns = 1 + max(map(len, all_parents))
     described = [_describe(parents) for parents in all_parents]
     most = max(len(kids) for shape in described for kids in shape.children)
-    forks = [[c for c, kids in enumerate(s.children) if len(kids) > 1] for s in described]
-    wide = max(map(len, forks))
 
     def table(rows: list[list[int]], width: int, fill: int = 0) -> Tensor:
         return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
@@ -145,7 +141,6 @@ def shapes(all_parents: Sequence[Sequence[int]], device: torch.device | str = "c
         children=torch.stack(
             [table(s.children + [[]] * (columns - len(s.children)), most, -1) for s in described]
         ),
-        forks=table(forks, wide).view(len(described), wide).long(),
         trunk=torch.tensor([s.trunk for s in described], device=device),
         deepest=max(max(s.depth) for s in described),
         deepest_fork=max(_deepest(s, s.ordinal) for s in described),

@@ -65,7 +65,7 @@ def recursive_rejection(
 def judge(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Verdict:
     """Walks from column 0 to the first kept child, and on, until none is kept.
 
-    All columns are judged at once, each as if its parent were reached; the path is read off behind.
+    Where there may be siblings it walks step by step; the rest, only children, is judged at once.
 
     Args:
         tree: of Q columns.
@@ -74,59 +74,81 @@ def judge(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Verdict:
         u: [B, C] in (0, 1), C at least Q, one for every column.
     """
     tokens, rows = _with_root(draft.tokens), _with_root(draft.rows)
+    current = torch.zeros_like(tokens[:, :1])
+    alive = torch.ones_like(current, dtype=torch.bool)
+    refused = p.probabilities[:, :1]
+    path = tokens.new_zeros(len(tokens), tree.deepest + 2)
+    for depth in range(1, tree.deepest_fork + 1):
+        kids, chances, rest = _family(tree, p, draft.q, rows, tokens, current, tree.siblings)
+        passes = _of(u, kids) < chances
+        chosen = torch.where(passes.any(-1), _first(kids, passes), -1)
+        stays = alive & (chosen < 0)
+        refused = torch.where(stays[..., None], rest.probabilities, refused)
+        alive = alive & ~stays
+        current = torch.where(alive, chosen, current)
+        path[:, depth : depth + 1] = torch.where(alive, chosen, 0)
     kept = u[:, : tree.columns] * _at(draft.q, rows, tokens) < _at(p, tree.parents, tokens)
     kept &= tree.exists
-    if tree.forks.shape[1]:
-        kept = _judge_forks(tree, p, draft.q, rows, tokens, u, kept)
-    kept[:, 0] = True
-    reached = tree.exists & ~(tree.sees & ~kept[:, None]).any(-1)
-    depth = torch.where(reached, tree.depth, -1)
-    run, last = depth.max(-1)
-    path = tokens.new_zeros(len(tokens), tree.deepest + 2)
-    columns = torch.arange(tree.columns, device=u.device).expand_as(depth)
-    path.scatter_(1, torch.where(reached, depth, tree.deepest + 1), columns)
-    here = last[:, None]
-    kids, *family = _families(tree, rows, tokens, here)
-    _, correction = recursive_rejection(p.rows(here), draft.q, *family, kids >= 0)
-    return Verdict(path[:, :-1], run, last, correction)
+    reached = _descendants(tree, current, kept) & alive
+    depth_of = torch.where(reached, tree.depth, -1)
+    columns = torch.arange(tree.columns, device=u.device).expand_as(depth_of)
+    path.scatter_(1, torch.where(reached, tree.depth, tree.deepest + 1), columns)
+    last = torch.where(alive, depth_of.argmax(-1, keepdim=True), current)
+    _, _, rest = _family(tree, p, draft.q, rows, tokens, last, 1)
+    law = torch.where(alive[..., None], rest.probabilities, refused)
+    run = tree.depth.gather(1, last)[:, 0]
+    return Verdict(path[:, :-1], run, last[:, 0], CategoricalLaw(probabilities=law))
 
 
-def _judge_forks(
+def _descendants(tree: Tree, current: Tensor, kept: Tensor) -> Tensor:
+    """A column and those below it that are reached through kept only children.
+
+    Args:
+        tree: of Q columns.
+        current: int64 [B, 1].
+        kept: bool [B, Q], whether each column passes by itself.
+
+    Returns:
+        bool [B, Q].
+    """
+    here = current[..., None].expand(-1, tree.columns, -1)
+    below = tree.sees.gather(2, here)[..., 0]
+    above = tree.depth <= tree.depth.gather(1, current)
+    return below & tree.exists & ~(tree.sees & ~(kept | above)[:, None]).any(-1)
+
+
+def _family(
     tree: Tree,
     p: CategoricalLaw,
     q: CategoricalLaw,
     rows: Tensor,
     tokens: Tensor,
-    u: Tensor,
-    kept: Tensor,
-) -> Tensor:
-    """`kept`, bool [B, Q], with at most one child of every fork, the first that passes."""
-    kids, *family = _families(tree, rows, tokens, tree.forks)
-    chances, _ = recursive_rejection(p.rows(tree.forks), q, *family, kids >= 0)
-    passes = _of(u, kids) < chances
-    first = passes & (passes.cumsum(-1) == 1)
-    nowhere = torch.where(kids >= 0, kids, tree.columns).flatten(1)
-    wide = torch.cat([kept, kept[:, :1]], 1)
-    return wide.scatter(1, nowhere, first.flatten(1))[:, :-1]
-
-
-def _families(
-    tree: Tree, rows: Tensor, tokens: Tensor, parents: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns, laws and tokens of the children of some columns.
+    parent: Tensor,
+    most: int,
+) -> tuple[Tensor, Tensor, CategoricalLaw]:
+    """The first `most` children of a column, and `recursive_rejection` of them.
 
     Args:
         tree: of Q columns.
+        p: [B, Q] target laws.
+        q: [B, M] laws.
         rows: int64 [B, Q].
         tokens: int64 [B, Q].
-        parents: int64 [B, G].
+        parent: int64 [B, 1].
+        most: at least 1.
 
     Returns:
-        int64 [B, G, S] three times; -1 in the first where there is no child.
+        columns int64 [B, 1, most], -1 where there is no child; chances [B, 1, most]; [B, 1] laws.
     """
-    index = parents[..., None].expand(-1, -1, tree.siblings)
-    kids = tree.children.gather(1, index)
-    return kids, _of(rows, kids), _of(tokens, kids)
+    kids = tree.children.gather(1, parent[..., None].expand(-1, -1, tree.siblings))[..., :most]
+    drawn = _of(rows, kids), _of(tokens, kids)
+    chances, rest = recursive_rejection(p.rows(parent), q, *drawn, kids >= 0)
+    return kids, chances, rest
+
+
+def _first(kids: Tensor, passes: Tensor) -> Tensor:
+    """The first column that passes. kids: int64 [B, 1, S]; passes: bool [B, 1, S]; [B, 1]."""
+    return kids.gather(-1, passes.int().argmax(-1, keepdim=True))[..., 0]
 
 
 def _of(values: Tensor, columns: Tensor) -> Tensor:

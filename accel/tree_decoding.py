@@ -31,6 +31,7 @@ from visual_ar.tokenizers.base import VisualTokenizer
 _STREAM = 64
 _TEST, _DRAW, _OBSERVE = 0, 1, 2
 _NUMBERS = 5
+_BLOCK_PICTURES = 8
 
 
 @dataclass
@@ -43,6 +44,8 @@ class TreeBuffers:
         shape: int64 [B], the next shape of every picture.
         drafter: makes the drafts.
         pace: what every picture accepted so far.
+        numbers: fp32 [passes, B, 5, Q] uniform numbers of the next passes.
+        ahead: passes of `numbers` that are left.
         columns: columns of the next pass.
         widest: columns that the next pass needs, for the host.
     """
@@ -52,8 +55,10 @@ class TreeBuffers:
     shape: Tensor
     drafter: Drafter
     pace: Pace
+    numbers: Tensor
     columns: int
     widest: HostCopy
+    ahead: int = 0
 
 
 class TreeDecoding(WindowedDecoding):
@@ -68,6 +73,8 @@ class TreeDecoding(WindowedDecoding):
             pass rejected; "head", the model's trained draft head; or neighbours joined by "+", such
             as "left-law+above-law", of which the first drafts the trunk and all take turns as
             siblings. See `initialise.INITIALISERS`.
+        coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
+            "gumbel" siblings follow too.
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
@@ -86,12 +93,14 @@ class TreeDecoding(WindowedDecoding):
         window: int | str = "auto",
         tree: str = "3x2",
         drafter: str = "jacobi",
+        coupling: str = "gumbel",
         init: str = "uniform",
         adapt: str = "none",
     ) -> None:
         check_window(window)
         self._branching = parse_tree(tree)
-        self._kind = parse_drafter(drafter, init)
+        self._kind = parse_drafter(drafter, init, coupling)
+        self.needs_noise = drafter == "jacobi" and coupling == "gumbel"
         most = self._kind.siblings
         if most is not None and max(self._branching) > most:
             raise ValueError(
@@ -139,6 +148,7 @@ class TreeDecoding(WindowedDecoding):
             shape=torch.zeros_like(state.length),
             drafter=self._kind.make(state, trees),
             pace=Pace(trees.trunk, slots),
+            numbers=torch.zeros(0, device=state.tokens.device),
             columns=trees.columns,
             widest=HostCopy(state.tokens.device, trees.columns),
         )
@@ -147,6 +157,7 @@ class TreeDecoding(WindowedDecoding):
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts for newly admitted slots, and forgets what their last pictures accepted."""
         buffers: TreeBuffers = state.method
+        buffers.ahead = 0
         buffers.pace.admit(slots)
         buffers.drafter.admit(slots)
         self._choose_shapes(state)
@@ -196,11 +207,25 @@ class TreeDecoding(WindowedDecoding):
 
     @staticmethod
     def _numbers(state: DecodeState) -> Tensor:
-        """[B, 5, Q] numbers of every column: to test, to draw, and three to observe with."""
-        columns = state.method.trees.columns
-        attempt = state.passes + 1
-        u = bit_uniforms(state.seed, state.length, attempt, _NUMBERS * columns, stream=_STREAM)
-        return u.view(-1, _NUMBERS, columns)
+        """[B, 5, Q] numbers of every column: to test, to draw, and three to observe with.
+
+        At small batches several passes are computed at a time: the small operations of a
+        counter-based generator cost as much for one pass as for eight.
+        """
+        buffers: TreeBuffers = state.method
+        if buffers.ahead == 0:
+            buffers.ahead = max(_BLOCK_PICTURES // state.slots, 1)
+            passes = torch.arange(1, buffers.ahead + 1, device=state.seed.device)[:, None]
+            attempts = state.passes + passes  # [passes, B]
+            columns = buffers.trees.columns
+            rank = torch.zeros_like(
+                attempts
+            )  # an attempt alone tells the passes of a picture apart
+            u = bit_uniforms(state.seed, rank, attempts, _NUMBERS * columns, stream=_STREAM)
+            buffers.numbers = u.unflatten(-1, (_NUMBERS, columns))
+        numbers = buffers.numbers[-buffers.ahead]
+        buffers.ahead -= 1
+        return numbers
 
 
 def parse_tree(text: str | int) -> tuple[int, ...]:

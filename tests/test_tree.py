@@ -19,7 +19,6 @@ def test_a_bush_with_a_trunk():
     assert tree.ordinal.tolist() == [[0, 0, 0, 0, 1, 1, 0, 1]]
     assert tree.children[0, :5].tolist() == [[1, 4], [2, 5], [3, -1], [-1, -1], [6, 7]]
     assert tree.sees[0, 7].nonzero()[:, 0].tolist() == [0, 4, 7]
-    assert tree.forks.tolist() == [[0, 1, 4]]
     assert (tree.deepest, tree.deepest_fork, tree.deepest_branch) == (3, 2, 2)
     assert tree.trunk.tolist() == [3]
 
@@ -27,14 +26,14 @@ def test_a_bush_with_a_trunk():
 def test_a_chain_has_no_forks():
     tree = shapes([grow((1,), 4)])
     assert tree.parents.tolist() == [[0, 0, 1, 2, 3]]
-    assert tree.forks.shape == (1, 0) and tree.siblings == 1
+    assert tree.siblings == 1
     assert (tree.deepest_fork, tree.deepest_branch) == (0, 0)
 
 
 def test_shapes_of_different_sizes_share_a_table():
     both = shapes([grow((), 2), grow((3,), 2)])
     assert both.exists.sum(1).tolist() == [3, 5]
-    assert both.forks.tolist() == [[0], [0]]
+    assert both.children[:, 0].tolist() == [[1, -1, -1], [1, 3, 4]]
     small = both.pick(torch.tensor([0, 0])).narrow(3)
     assert small.columns == 3 and bool(small.exists.all())
 

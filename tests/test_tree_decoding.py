@@ -27,10 +27,11 @@ def _decode(method, count=300, grid=(4, 6)):
     return tokens, float((committed > 0).sum(0).float().mean())
 
 
-def test_siblings_save_passes():
-    _, chain = _decode(TreeDecoding(window=6, tree="1"))
-    _, tree = _decode(TreeDecoding(window=6, tree="3x2"))
-    _, jacobi = _decode(SpeculativeJacobiDecoding(window=6))
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+def test_siblings_save_passes(coupling):
+    _, chain = _decode(TreeDecoding(window=6, tree="1", coupling=coupling))
+    _, tree = _decode(TreeDecoding(window=6, tree="3x2", coupling=coupling))
+    _, jacobi = _decode(SpeculativeJacobiDecoding(window=6, coupling=coupling))
     assert tree < 0.92 * chain
     assert chain == pytest.approx(jacobi, rel=0.05)  # the same method, with other numbers
 
@@ -98,11 +99,9 @@ def _repeat_siblings(monkeypatch):
 def _siblings_of_another_law(monkeypatch):
     """Siblings come from another law than the one that judges them, as published for SJD-PAC."""
     true = position_drafts.without
-
-    def tempered(law, tokens):
-        return true(law**3 / (law**3).sum(-1, keepdim=True), tokens)
-
-    monkeypatch.setattr(position_drafts, "without", tempered)
+    monkeypatch.setattr(
+        position_drafts, "without", lambda law, tokens: true((law > 0).to(law), tokens)
+    )
 
 
 def _residual_from_target(monkeypatch):
@@ -128,19 +127,24 @@ def _sees_cousins(monkeypatch):
     monkeypatch.setattr(tree_decoding, "visible", everything)
 
 
+SPATIAL = TreeDecoding(window=3, tree="2x2", drafter="left-law+above-law")
+MAXIMAL = TreeDecoding(window=3, tree="3x2", coupling="maximal")
 MUTANTS = {
-    "siblings repeat": _repeat_siblings,
-    "siblings of another law": _siblings_of_another_law,
-    "residual from p": _residual_from_target,
-    "path left in place": _path_left_in_place,
-    "drafts see cousins": _sees_cousins,
+    "siblings repeat": (_repeat_siblings, SPATIAL),
+    "siblings of another law": (
+        _siblings_of_another_law,
+        TreeDecoding(window=3, tree="3x2", coupling="maximal"),
+    ),
+    "residual from p": (_residual_from_target, SPATIAL),
+    "path left in place": (_path_left_in_place, SPATIAL),
+    "drafts see cousins": (_sees_cousins, SPATIAL),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_known_mistakes_are_detected(mutant, monkeypatch):
-    MUTANTS[mutant](monkeypatch)
-    method = TreeDecoding(window=3, tree="2x2", drafter="left-law+above-law")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_known_mistakes_are_detected(name, monkeypatch):
+    mutant, method = MUTANTS[name]
+    mutant(monkeypatch)
     assert run(method, CASE, PICTURES) < DETECTED
 
 
@@ -162,7 +166,7 @@ class ShapeFromItsDrafts(TreeDecoding):
 
 
 def test_a_shape_that_depends_on_its_drafts_is_detected():
-    method = ShapeFromItsDrafts(window=3, tree="1", adapt="length")
+    method = ShapeFromItsDrafts(window=3, tree="1", coupling="maximal", adapt="length")
     assert run(method, CASE, PICTURES) < DETECTED
 
 
@@ -175,6 +179,10 @@ def test_a_shape_that_depends_on_its_drafts_is_detected():
         ({"tree": "2x"}, "got '2x'"),
         ({"drafter": "oracle"}, "drafter must be jacobi, or one or more of .* got 'oracle'"),
         ({"drafter": "left-law+jacobi"}, "got 'left-law\\+jacobi'"),
+        (
+            {"coupling": "tight"},
+            "coupling must be one of .* got 'tight'",
+        ),
         ({"adapt": "often"}, "adapt must be one of none, length, shape, got 'often'"),
         ({"window": 0}, "window must be 'auto' or a whole number"),
     ],
