@@ -37,6 +37,8 @@ class Step(NamedTuple):
         done: bool [B].
         spent: fp32 [B], total variation that a lossy rule spent on the committed tokens, summed;
             None when the method is lossless.
+        draft_evaluations: steps of a draft head before this pass, summed over pictures; each reads
+            the model's head once more.
     """
 
     tokens: Tensor
@@ -45,6 +47,7 @@ class Step(NamedTuple):
     head_evaluations: int
     done: Tensor
     spent: Tensor | None = None
+    draft_evaluations: int = 0
 
 
 @dataclass
@@ -130,12 +133,17 @@ class DecodeState:
         Returns:
             [R, Q, D] hidden states.
         """
-        x = self.twice(self.model.embed(tokens, ranks))
-        row_ranks = self.twice(ranks)
-        x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
+        x, row_ranks = self.embed(tokens, ranks), self.twice(ranks)
         if slots is None:
             return self.model.forward(x, row_ranks, self.cache, visible)
         return self.model.forward(x, row_ranks, self.cache, visible, slots)
+
+    def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """Embeddings [R, Q, D] for every row; arguments as for `forward`."""
+        x = self.twice(self.model.embed(tokens, ranks))
+        first = self.twice(ranks[:, :1])
+        x[:, :1] = torch.where((first < 0)[..., None], self.root, x[:, :1])
+        return x
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
@@ -161,13 +169,20 @@ class DecodeState:
         assert self.noise is not None
         return take_rows(self.noise, ranks)
 
-    def report(self, committed: Tensor, head_evaluations: int, spent: Tensor | None = None) -> Step:
+    def report(
+        self,
+        committed: Tensor,
+        head_evaluations: int,
+        spent: Tensor | None = None,
+        draft_evaluations: int = 0,
+    ) -> Step:
         """The step's result.
 
         Args:
             committed: int64 [B].
             head_evaluations: ranks evaluated a slot.
             spent: fp32 [B], total variation spent.
+            draft_evaluations: steps of a draft head a slot.
         """
         limit = self.layout.length
         known = torch.arange(limit, device=self.length.device) < self.length[:, None]
@@ -178,6 +193,7 @@ class DecodeState:
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
             spent=spent,
+            draft_evaluations=draft_evaluations * self.slots,
         )
 
     def commit(self, tokens: Tensor, count: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Drafter
+from visual_ar.accel.head_drafter import HeadDrafter
+from visual_ar.accel.head_memory import check_draft_head
 from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
 from visual_ar.accel.jacobi import COUPLINGS
 from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
@@ -78,11 +80,29 @@ class SpatialKind(DrafterKind):
         return SpatialDrafter(state, trees, self.inits)
 
 
+@dataclass(frozen=True)
+class HeadKind(DrafterKind):
+    """The model's trained draft head."""
+
+    @property
+    def siblings(self) -> int | None:
+        """See `DrafterKind.siblings`."""
+        return None
+
+    def check(self, model: TokenModel, layout: Layout) -> None:
+        """See `DrafterKind.check`."""
+        check_draft_head(model, layout, "drafter head")
+
+    def make(self, state: DecodeState, trees: Tree) -> Drafter:
+        """See `DrafterKind.make`."""
+        return HeadDrafter(state, trees)
+
+
 def parse_drafter(text: str, init: str, coupling: str) -> DrafterKind:
     """Reads a drafter.
 
     Args:
-        text: "jacobi", or neighbours joined by "+".
+        text: "jacobi", "head", or neighbours joined by "+".
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         coupling: one of COUPLINGS, how Jacobi drafts follow from pass to pass.
 
@@ -93,10 +113,12 @@ def parse_drafter(text: str, init: str, coupling: str) -> DrafterKind:
         raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
     if text == "jacobi":
         return JacobiKind(init, coupling)
+    if text == "head":
+        return HeadKind()
     inits = tuple(text.split("+"))
     if not set(inits) <= set(INITIALISERS):
         raise ValueError(
-            f"drafter must be jacobi, or one or more of {', '.join(INITIALISERS)} joined by +, "
-            f"got {text!r}"
+            f"drafter must be jacobi, head, or one or more of {', '.join(INITIALISERS)} joined "
+            f"by +, got {text!r}"
         )
     return SpatialKind(inits)

@@ -88,6 +88,11 @@ class Drafter(ABC):
     def __init__(self, state: DecodeState, trees: Tree) -> None:
         self.state, self.trees = state, trees
 
+    @property
+    def evaluations(self) -> int:
+        """Laws for which `draft` runs a model of its own, for one picture."""
+        return 0
+
     @abstractmethod
     def admit(self, slots: Tensor) -> None:
         """Forgets what was in some slots; their prefix is in the cache. slots: int64 [b]."""

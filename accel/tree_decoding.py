@@ -70,8 +70,9 @@ class TreeDecoding(WindowedDecoding):
         tree: drafts below every draft at the first positions, such as "3x2": three for the next
             position, two below each of these. "1" is a chain.
         drafter: "jacobi", the model's own guesses of the pass before, with new siblings where that
-            pass rejected; or neighbours joined by "+", such as "left-law+above-law", of which the
-            first drafts the trunk and all take turns as siblings. See `initialise.INITIALISERS`.
+            pass rejected; "head", the model's trained draft head; or neighbours joined by "+", such
+            as "left-law+above-law", of which the first drafts the trunk and all take turns as
+            siblings. See `initialise.INITIALISERS`.
         coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
             "gumbel" siblings follow too.
         init: first draft of a rank that the Jacobi drafter has not seen yet.
@@ -187,7 +188,8 @@ class TreeDecoding(WindowedDecoding):
         buffers.drafter.observe(outcome, u[:, _OBSERVE:].transpose(0, 1))
         buffers.pace.observe(verdict.run)
         self._choose_shapes(state)
-        return state.report(committed, tree.columns)
+        drafted = buffers.drafter.evaluations
+        return state.report(committed, tree.columns, draft_evaluations=drafted)
 
     @torch.inference_mode()
     def advance(self, state: DecodeState) -> Step:

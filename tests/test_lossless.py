@@ -9,7 +9,9 @@ from diffusers.configuration_utils import register_to_config
 
 import visual_ar.accel
 from visual_ar.accel import acceptance
+from visual_ar.accel.chain import PassNumbers
 from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
@@ -20,6 +22,7 @@ from visual_ar.testing import (
     chi_square,
     decode_all,
     enumerate_law,
+    random_draft_head,
     sequence_index,
 )
 
@@ -78,12 +81,25 @@ METHODS = {
     "tree of copies": TreeDecoding(window=2, tree="2", drafter="left+above"),
     "tree adapting length": TreeDecoding(4, "2", coupling="maximal", adapt="length"),
     "tree adapting shape": TreeDecoding(2, "2x1", init="left-law", adapt="shape"),
+    "draft head": DraftHeadDecoding(window=3),
+    "draft head, block": DraftHeadDecoding(window=4, rule="block"),
+    "draft head, window 1": DraftHeadDecoding(window=1),
+    "draft head, tree": TreeDecoding(window=3, tree="2x2", drafter="head"),
 }
+
+
+def toy(method: Decoding, *arguments, **options) -> ToyTokenModel:
+    """A toy that the method can serve."""
+    if not isinstance(method, DraftHeadDecoding) and method.config.get("drafter") != "head":
+        return ToyTokenModel(*arguments, **options)
+    model = ToyTokenModel(*arguments, hidden_size=8, **options)
+    model.use_draft_head(random_draft_head(model))
+    return model
 
 
 def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
     """Decodes the toy many times in one batch; p value of the fit to the enumerated law."""
-    model = ToyTokenModel(case.vocabulary, case.grid, case.prefix, seed=case.seed)
+    model = toy(method, case.vocabulary, case.grid, case.prefix, seed=case.seed)
     layout = model.layout(case.grid)
     options = (case.guidance, case.temperature, case.top_k, case.top_p)
     forced = None
@@ -122,7 +138,7 @@ def test_every_registered_lossless_method_is_covered():
 @pytest.mark.parametrize("method", METHODS)
 def test_options_and_classes_differ_within_a_batch(method):
     """Pictures of a batch keep their own class, guidance, temperature, top-k and top-p."""
-    model = ToyTokenModel(vocab_size=3, grid=(5,), prefix_length=2, seed=9)
+    model = toy(METHODS[method], vocab_size=3, grid=(5,), prefix_length=2, seed=9)
     quarter = PICTURES // 4
     options = [(1.0, 1.0, 0, 1.0), (2.0, 0.7, 0, 1.0), (1.5, 1.0, 2, 1.0), (3.0, 1.4, 0, 0.8)]
     parts = [
@@ -142,7 +158,7 @@ def test_options_and_classes_differ_within_a_batch(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_picture_does_not_depend_on_its_neighbours_or_slot(method):
-    model = ToyTokenModel(vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
+    model = toy(METHODS[method], vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
     layout = model.layout((3, 3))
 
     def decode(seeds: list[int], labels: list[int]) -> torch.Tensor:
@@ -160,7 +176,7 @@ def test_a_picture_does_not_depend_on_its_neighbours_or_slot(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_pictures_admitted_in_mid_run_are_the_same_pictures(method):
     """A slot engine: six pictures through two slots, each admitted when a slot falls idle."""
-    model = ToyTokenModel(vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
+    model = toy(METHODS[method], vocab_size=3, grid=(3, 3), prefix_length=2, seed=3)
     layout, decoding = model.layout((3, 3)), METHODS[method]
     labels, seeds = [0, 1, 1, 0, 1, 0], list(range(6))
     sampling = Sampling.create(seeds, guidance=2.0)
@@ -344,18 +360,18 @@ def test_group_acceptance_is_detected(monkeypatch):
 
 def test_a_draft_that_sees_later_ranks_is_detected(monkeypatch):
     """Mutant: the uniform that drew a draft also decides whether it is kept."""
-    from visual_ar.accel import jacobi
+    from visual_ar.accel import chain
 
-    true_numbers = jacobi._numbers
+    true_numbers = PassNumbers.take
 
-    def shared(state, buffers, offsets):
-        u = true_numbers(state, buffers, offsets).clone()
+    def shared(numbers, state, offsets):
+        u = true_numbers(numbers, state, offsets).clone()
         u[0] = u[2]
         return u
 
-    monkeypatch.setattr(jacobi, "_numbers", shared)
+    monkeypatch.setattr(PassNumbers, "take", shared)
     monkeypatch.setattr(
-        jacobi, "uniforms", lambda seed, ranks, attempt: jacobi_fixed(seed, ranks, attempt)
+        chain, "uniforms", lambda seed, ranks, attempt: jacobi_fixed(seed, ranks, attempt)
     )
     method = SpeculativeJacobiDecoding(window=3, coupling="independent")
     assert run(method, Case(seed=1)) < DETECTED

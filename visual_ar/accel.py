@@ -18,6 +18,7 @@ CLASSES = {  # public name -> module
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
     "TreeDecoding": "tree_decoding",
+    "DraftHeadDecoding": "draft_head",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -28,6 +29,7 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "tree": "TreeDecoding",
     "tree-spatial": "TreeDecoding.spatial",
     "tree-adaptive": "TreeDecoding.adaptive",
+    "draft-head": "DraftHeadDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

@@ -25,6 +25,7 @@ from visual_ar.accel.host_copy import HostCopy
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
 from visual_ar.request import (
     Labels,
@@ -58,6 +59,7 @@ class VisualARPipeline(DiffusionPipeline):
         scheduler: the decoding method.
         text_encoder: its `encode` turns B texts into features [B, P, C] and their mask bool [B, P];
             None for class-conditional models.
+        draft_head: drafts tokens for the model, for methods that need one.
         class_names: one a class, for models whose classes have names.
         height: default height of a picture in pixels.
         width: default width.
@@ -72,7 +74,9 @@ class VisualARPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->model->image_tokenizer"
-    _optional_components = ["text_encoder"]  # noqa: RUF012  (read by diffusers as a class list)
+    # Read by diffusers as class lists. A draft head takes turns with the model in every pass.
+    _optional_components = ["text_encoder", "draft_head"]  # noqa: RUF012
+    _exclude_from_cpu_offload = ["draft_head"]  # noqa: RUF012
     _callback_tensor_inputs = ["tokens", "known"]  # noqa: RUF012  (likewise)
 
     def __init__(
@@ -81,6 +85,7 @@ class VisualARPipeline(DiffusionPipeline):
         image_tokenizer: VisualTokenizer,
         scheduler: Decoding,
         text_encoder: ModelMixin | None = None,
+        draft_head: DraftHead | None = None,
         class_names: list[str] | None = None,
         height: int = 256,
         width: int = 256,
@@ -96,6 +101,7 @@ class VisualARPipeline(DiffusionPipeline):
             image_tokenizer=image_tokenizer,
             scheduler=scheduler,
             text_encoder=text_encoder,
+            draft_head=draft_head,
         )
         self.register_to_config(
             class_names=class_names,
@@ -190,6 +196,7 @@ class VisualARPipeline(DiffusionPipeline):
             self.config.height if height is None else height,
             self.config.width if width is None else width,
         )
+        self._introduce_draft_head()
         self.scheduler.check(self.model, layout, self.image_tokenizer)
         completion = check_completion(
             image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
@@ -464,6 +471,11 @@ class VisualARPipeline(DiffusionPipeline):
         if hook is not None:
             hook.pre_forward(component)
 
+    def _introduce_draft_head(self) -> None:
+        """Tells the model of the component, which may have been exchanged."""
+        if self.model.draft_head is not self.draft_head:
+            self.model.use_draft_head(self.draft_head)
+
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
         if model.vocab_size != tokenizer.codebook_size:
@@ -476,6 +488,7 @@ class VisualARPipeline(DiffusionPipeline):
                 f"class_names must have one name for each of {self._classes} classes, "
                 f"got {len(config.class_names)}"
             )
+        self._introduce_draft_head()
         layout = self._layout(config.height, config.width)
         options = {key: config[key] for key in OPTIONS}
         make_sampling([0], layout.length, **options)

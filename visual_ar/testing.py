@@ -7,6 +7,8 @@ inside; it does exercise the cache, absolute slots and masks the way a transform
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
@@ -18,6 +20,7 @@ from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout, raster_layout
 from visual_ar.models.base import TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
 
 
@@ -115,6 +118,23 @@ class ToyTokenModel(TokenModel):
 
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
+
+
+def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
+    """An untrained draft head for the toy: whatever it drafts, an exact method stays exact.
+
+    Args:
+        model: the toy, whose hidden size is a multiple of 4.
+        seed: of the random weights.
+    """
+    width, length = model.hidden_size, model.layout(model.config.grid).length
+    head = DraftHead(width, 1, model.vocab_size, math.isqrt(length - 1) + 1, ffn_dim=width)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    # Laws that are too peaked hide mistakes: all ways to draw from a point mass are alike.
+    torch.nn.init.normal_(head.norm.weight, std=0.2, generator=generator)
+    return head.eval()
 
 
 @torch.inference_mode()

@@ -84,8 +84,8 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial or "
-            "tree-adaptive. [dim]Default: the model's own.[/dim]",
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
+            "tree-adaptive or draft-head. [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -111,8 +111,8 @@ def generate(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="What accepts a draft (jacobi only): exact or block, lossless; or grouped, "
-            "lantern, lantern++, omega, typical, which trade fidelity for speed: "
+            help="What accepts a draft (jacobi and draft-head): exact or block, lossless; or "
+            "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
             "omega/omega=1.2.",
             rich_help_panel=METHOD,
         ),
@@ -128,7 +128,7 @@ def generate(
     drafter: Annotated[
         str | None,
         typer.Option(
-            help="Who drafts (tree only): jacobi, or neighbours joined by +: left-law+above-law.",
+            help="Who drafts (tree only): jacobi, head, or neighbours such as left-law+above-law.",
             rich_help_panel=METHOD,
         ),
     ] = None,

@@ -57,7 +57,7 @@ def outside_model_share(
     seeds: list[int],
     clock: Clock = time.perf_counter,
 ) -> float | None:
-    """Share of a pass that is neither the model's trunk nor its head, for one batch.
+    """Share of a pass that is neither the model's trunk nor its head nor its draft head's trunk.
 
     The first pass, which includes the prefill, is left out. On a GPU every call waits for its end,
     so the share says what the kernels cost, not what overlaps.
@@ -90,7 +90,7 @@ def outside_model_share(
 
 @contextmanager
 def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
-    """Collects the seconds of every call of the model's trunk and head."""
+    """Collects the seconds of every call of the model's trunk and head, and of its draft head."""
     seconds: list[float] = []
 
     def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -102,14 +102,16 @@ def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
 
         return call
 
-    parts = ("forward", "predict")
-    for part in parts:
-        setattr(model, part, timed(getattr(model, part)))
+    parts: list[tuple[torch.nn.Module, str]] = [(model, "forward"), (model, "predict")]
+    if model.draft_head is not None:
+        parts.append((model.draft_head, "forward"))
+    for owner, part in parts:
+        setattr(owner, part, timed(getattr(owner, part)))
     try:
         yield seconds
     finally:
-        for part in parts:
-            delattr(model, part)
+        for owner, part in parts:
+            delattr(owner, part)
 
 
 def now(device: torch.device, clock: Clock) -> float:

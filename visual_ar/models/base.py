@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
+
+if TYPE_CHECKING:
+    from visual_ar.models.draft_head import DraftHead
 
 
 class TokenModel(ModelMixin, ConfigMixin):
@@ -25,6 +29,23 @@ class TokenModel(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
+    # In a tuple, so that its weights do not become the model's own.
+    _draft_heads: tuple[DraftHead, ...] = ()
+
+    @property
+    def draft_head(self) -> DraftHead | None:
+        """What drafts tokens for this model, if there is anything."""
+        return self._draft_heads[0] if self._draft_heads else None
+
+    def use_draft_head(self, head: DraftHead | None) -> None:
+        """Takes a draft head, or gives it up. Its weights stay apart from the model's.
+
+        Raises:
+            ValueError: it was made for another model.
+        """
+        if head is not None:
+            head.check(self)
+        self._draft_heads = () if head is None else (head,)
 
     @property
     @abstractmethod

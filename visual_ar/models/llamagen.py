@@ -276,8 +276,8 @@ class LlamaGen(TokenModel):
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""
         return self.output(hidden).float()
 
-    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
-        """Logits of every token of whole pictures given those before it, for training.
+    def features(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Hidden states from which every token of whole pictures is predicted, for training.
 
         Args:
             tokens: int64 [B, N] in decode order.
@@ -286,7 +286,7 @@ class LlamaGen(TokenModel):
                 Then one of them, weighed by their number, does for all, and costs less.
 
         Returns:
-            fp32 [B, N, V].
+            [B, N, D], column r the state of rank r - 1.
         """
         batch, length = tokens.shape
         prefix = self.prefix_length
@@ -296,10 +296,17 @@ class LlamaGen(TokenModel):
             x, ranks = x[:, prefix - 1 :], ranks[:, prefix - 1 :]
             mask = x.new_full((length, length), -torch.inf).triu(1)
             mask[:, 0] = math.log(prefix)
-            return self.predict(self._run(x, ranks + prefix, mask), ranks + 1)
+            return self._run(x, ranks + prefix, mask)
         visible = None if prefix == 1 else _visible(condition.mask, length - 1)
-        hidden = self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
-        return self.predict(hidden, ranks[:, prefix - 1 :] + 1)
+        return self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
+
+    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Logits of every token of whole pictures given those before it, for training.
+
+        Arguments as for `features`. Returns fp32 [B, N, V].
+        """
+        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return self.predict(self.features(tokens, condition, same_columns), ranks)
 
     def _rotation_table(self, device: torch.device) -> Tensor:
         """complex64 [P + N, d_h / 2]. Published quirk: the rotations of the prefix are zero.

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.llamagen import LlamaGen
-from visual_ar.pipeline import VisualARPipeline
+from visual_ar.pipeline import OPTIONS, VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.recipe import SamplingDefaults
+
+SETTINGS = ("class_names", "height", "width", *OPTIONS)
 
 
 def save_pipeline(
@@ -36,10 +41,7 @@ def save_pipeline(
         sampling: defaults of the pipeline.
         output: its folder. Files there that are no part of a pipeline, such as a card, stay.
     """
-    parts: list[Any] = [copy.deepcopy(part) for part in (model, tokenizer, text_encoder)]
-    for part in parts:
-        if part is not None:
-            part.to("cpu", torch.float16).register_to_config(_name_or_path=output.name)
+    parts = _in_float16((model, tokenizer, text_encoder), output.name)
     side = model.config.grid_size * tokenizer.downsample
     pipe = VisualARPipeline(
         model=parts[0],
@@ -54,6 +56,38 @@ def save_pipeline(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
     )
+    _write(pipe, output)
+
+
+def save_with_draft_head(pipe: VisualARPipeline, head: DraftHead, output: Path) -> None:
+    """Writes a pipeline with its weights in float16 and a draft head for its model.
+
+    Args:
+        pipe: not changed.
+        head: made for its model; not changed.
+        output: as for `save_pipeline`.
+    """
+    given = {key: value for key, value in pipe.components.items() if key != "draft_head"}
+    # The head was made for the weights in float32, but a fingerprint outlives the rounding.
+    parts = _in_float16((*given.values(), head), output.name)
+    settings = {key: pipe.config[key] for key in SETTINGS}
+    components = dict(zip((*given, "draft_head"), parts, strict=True))
+    _write(VisualARPipeline(**components, **settings), output)
+
+
+def _in_float16(parts: Iterable[Any], name: str) -> list[Any]:
+    """Copies of components; methods and components that are None stay what they are."""
+    copies = [copy.deepcopy(part) for part in parts]
+    for part in copies:
+        if part is not None:
+            part.register_to_config(_name_or_path=name)
+        if isinstance(part, nn.Module):
+            part.to("cpu", torch.float16)
+    return copies
+
+
+def _write(pipe: VisualARPipeline, output: Path) -> None:
+    """Saves a pipeline beside its folder, then moves its parts there."""
     beside = output.with_name(f"{output.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     pipe.save_pretrained(beside)

@@ -120,14 +120,14 @@ class Recipe:
 
     Attributes:
         name: of the run; also the name of the recipe file.
-        kind: "tokenizer" or "generator".
+        kind: "tokenizer", "generator" or "draft".
         dataset: name of the prepared dataset.
         seed: of weights, order of the data and every other draw.
         steps: length of the run.
         minutes: time to fit the run in; it ends early when the clock is ahead of the steps.
         batch: pictures a step.
         bf16: whether to run the network under bfloat16 autocast.
-        model: constructor arguments of the model.
+        model: constructor arguments of the model; none for a draft head, which its generator sizes.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Recipe:
     steps: int
     batch: int
     optimiser: Optimiser
-    model: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     minutes: float | None = None
     bf16: bool = False
@@ -188,12 +188,66 @@ class GeneratorRecipe(Recipe):
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
-KINDS: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "generator": GeneratorRecipe}
+@dataclass(frozen=True)
+class DraftRecipe(Recipe):
+    """The training of a draft head for a generator.
+
+    Attributes:
+        base: name of the generator's recipe; its run lies beside this one's.
+        splits: splits of the dataset that are trained on.
+        held_out: split that is measured only.
+        alias: see `GeneratorRecipe`, like the three below.
+        crops: cached versions of each picture's codes.
+        shift: of such versions, in pixels.
+        soft: temperature of the codes drawn.
+        depth: steps of a chain that are trained, each on the states that the one before foretold.
+        features: weight of the loss of the hidden states; that of the laws has weight 1.
+        guidance: range of the guidance scales under which laws are compared.
+        temperature: range of the temperatures.
+    """
+
+    base: str = ""
+    splits: tuple[str, ...] = ("train",)
+    held_out: str = "test"
+    alias: float = 0.0
+    crops: int = 1
+    shift: int = 0
+    soft: float = 0.0
+    depth: int = 2
+    features: float = 1.0
+    guidance: tuple[float, float] = (1.0, 3.0)
+    temperature: tuple[float, float] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.model:
+            raise ValueError(
+                f"{self.name}: model must be left out, a draft head has the sizes of its "
+                f"generator, got {self.model}"
+            )
+        if self.depth < 1:
+            raise ValueError(f"{self.name}: depth must be at least 1, got {self.depth}")
+        for option, least, rule in (
+            ("guidance", 0.0, "at least 0"),
+            ("temperature", 0.1, "at least 0.1"),
+        ):
+            low, high = getattr(self, option)
+            if not least <= low <= high:
+                raise ValueError(
+                    f"{self.name}: {option} must be a range from low to high, {rule}, "
+                    f"got {[low, high]}"
+                )
+
+
+KINDS: dict[str, type[Recipe]] = {
+    "tokenizer": TokenizerRecipe,
+    "generator": GeneratorRecipe,
+    "draft": DraftRecipe,
+}
 
 
 def bundled() -> dict[str, Path]:
     """The recipes of this package by name, in the order in which they have to be trained."""
-    order = ("emoji_tokenizer", "cifar10_tokenizer", "emoji", "cifar10")
+    order = ("emoji_tokenizer", "cifar10_tokenizer", "emoji", "cifar10", "emoji_draft")
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 
 

@@ -14,8 +14,10 @@ from visual_ar.data.dataset import Dataset, load
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.draft_head import DraftTraining
 from visual_ar.training.generator import GeneratorTraining
 from visual_ar.training.recipe import (
+    DraftRecipe,
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
@@ -34,7 +36,7 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
         recipe: the name of a bundled recipe or the path of a TOML file.
         data: folder of the prepared dataset that the recipe names.
         output: folder of the run; afterwards it holds `log.csv`, `metrics.json` and the folder
-            `model/` of a tokenizer or `pipeline/` of a generator.
+            `model/` of a tokenizer or `pipeline/` of a generator or draft head.
         device: "cpu" or "cuda".
 
     Returns:
@@ -66,6 +68,8 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
 
 def _check_models(recipe: Recipe) -> None:
     """Raises ValueError when a table of constructor arguments has a key that no one knows."""
+    if isinstance(recipe, DraftRecipe):
+        return
     model = VQTokenizer if isinstance(recipe, TokenizerRecipe) else LlamaGen
     check_options(recipe.model, model, f"{recipe.name}: model")
     if isinstance(recipe, GeneratorRecipe) and recipe.text is not None:
@@ -74,9 +78,11 @@ def _check_models(recipe: Recipe) -> None:
 
 def _training(
     recipe: Recipe, data: Dataset, output: Path, device: torch.device
-) -> TokenizerTraining | GeneratorTraining:
+) -> TokenizerTraining | GeneratorTraining | DraftTraining:
     if isinstance(recipe, TokenizerRecipe):
         return TokenizerTraining(recipe, data, output, device)
+    if isinstance(recipe, DraftRecipe):
+        return DraftTraining(recipe, data, output, device)
     assert isinstance(recipe, GeneratorRecipe)
     return GeneratorTraining(recipe, data, output, device)
 
