@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visual_ar.cli import evaluate_model, evaluate_sets
 from visual_ar.cli.common import (
     Device,
     Dtype,
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Measure how good a model's pictures are, without a download.",
+    help="Measure how good a model's pictures are, and how fast it draws them.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("sample", no_args_is_help=True)(evaluate_model.sample)
+app.command("fid", no_args_is_help=True)(evaluate_sets.fid)
+app.command("fvd", no_args_is_help=True)(evaluate_sets.fvd)
+app.command("reconstruction", no_args_is_help=True)(evaluate_sets.reconstruction)
+app.command("alignment", no_args_is_help=True)(evaluate_sets.alignment)
+app.command("speed")(evaluate_model.speed)
+app.command("report", no_args_is_help=True)(evaluate_sets.report)
 
 Data = Annotated[Path, typer.Option(help="Prepared dataset, a folder or a pack.")]
 Keep = Annotated[
