@@ -1,6 +1,7 @@
 """Distances of videos: both I3D conventions, the offline features, the choice of clips."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -50,10 +51,16 @@ class Logits(nn.Module):
         return x[:, :, :2, ::56, ::56].flatten(1).repeat(1, 5)[:, :400]
 
 
+def script(module, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(module).save(str(path))
+
+
 @pytest.fixture
 def scripts(tmp_path):
-    torch.jit.script(Detector()).save(str(tmp_path / "stylegan-v.pt"))
-    torch.jit.script(Logits()).save(str(tmp_path / "videogpt.pt"))
+    script(Detector(), tmp_path / "stylegan-v.pt")
+    script(Logits(), tmp_path / "videogpt.pt")
     return tmp_path
 
 
@@ -139,7 +146,7 @@ def test_scripts_that_do_not_fit_are_refused(scripts):
         i3d(scripts / "text.pt", "videogpt", CPU)
     with pytest.raises(FileNotFoundError):
         i3d(scripts / "none.pt", "videogpt", CPU)
-    torch.jit.script(nn.Flatten()).save(str(scripts / "flat.pt"))
+    script(nn.Flatten(), scripts / "flat.pt")
     with pytest.raises(ValueError, match=r"I3D must give \[2, 400\] with videogpt, got"):
         measure(
             videos(2), videos(2), i3d(scripts / "flat.pt", "videogpt", CPU), choice={"count": 2}
@@ -183,11 +190,11 @@ def test_the_offline_distance_is_taken_in_the_real_clips_components():
 
 def test_the_offline_distance_sees_motion():
     """Shuffled frames have the same pictures, and another motion."""
-    real, same = videos(60, speed=9), videos(60, seed=1, speed=9)
+    real, same = videos(240, speed=9), videos(240, seed=1, speed=9)
     order = np.random.default_rng(0).permutation(12)
     network = frames(LOOKING, components=8)
     near, far = (
-        next(iter(measure(part, real, network, choice={"count": 60})["results"].values()))
+        next(iter(measure(part, real, network, choice={"count": 240})["results"].values()))
         for part in (same, same[:, order])
     )
     assert far > 1.5 * near

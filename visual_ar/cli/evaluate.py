@@ -15,6 +15,7 @@ from visual_ar.cli.common import (
     echo_json,
     set_threads,
 )
+from visual_ar.cli.result import command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -55,6 +56,7 @@ Resolution = Annotated[
 
 @app.command(no_args_is_help=True)
 def retrieval(
+    ctx: typer.Context,
     data: Data,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
@@ -92,11 +94,13 @@ def retrieval(
     with _progress(as_json) as bar:
         features = _features(pipe, resolution, batch, keep, bar)
         result = emoji_retrieval(source, dataset, features, prompts, seed)
-    _show({"model": model, "method": method, "resolution": resolution, **result}, as_json)
+    document = {"model": model, "method": method, "resolution": resolution, **result}
+    _show(ctx, document, dataset, pipe, as_json)
 
 
 @app.command(no_args_is_help=True)
 def frechet(
+    ctx: typer.Context,
     data: Data,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
@@ -136,7 +140,7 @@ def frechet(
     with _progress(as_json) as bar:
         features = _features(pipe, resolution, batch, keep, bar)
         result = cifar_frechet(sources, dataset, features, samples, seed, permutations)
-    _show({"model": model, "resolution": resolution, **result}, as_json)
+    _show(ctx, {"model": model, "resolution": resolution, **result}, dataset, pipe, as_json)
 
 
 def _open(
@@ -184,10 +188,22 @@ def _progress(quiet: bool) -> "Progress":
     return Progress(console=Console(stderr=True), disable=quiet)
 
 
-def _show(document: dict[str, Any], as_json: bool) -> None:
-    """Prints the result for a program or for a person."""
+def _show(
+    ctx: typer.Context,
+    document: dict[str, Any],
+    dataset: "Dataset",
+    pipe: "VisualARPipeline",
+    as_json: bool,
+) -> None:
+    """Prints the result for a program, with all that made it, or for a person."""
     if as_json:
-        echo_json(document)
+        from visual_ar.data.dataset import digest
+        from visual_ar.evaluation.result import versions
+        from visual_ar.evaluation.workload import fingerprint
+
+        data = {"pictures": len(dataset), "sha256": digest(dataset.pictures)}
+        made = {"command": command(ctx), "versions": versions(), "weights": fingerprint(pipe)}
+        echo_json({**document, **made, "data": {"name": dataset.name, **data}})
         return
     from visual_ar.cli.info import show
 

@@ -39,8 +39,7 @@ def finish(ctx: typer.Context, result: dict[str, Any], output: Path | None, as_j
     """Adds the command to a result, writes it, and shows it to a program or to a person."""
     from visual_ar.evaluation.result import write_result
 
-    command = shlex.join(["visual-ar", *ctx.meta[ARGUMENTS]])
-    whole = {"command": command, **result}
+    whole = {"command": command(ctx), **result}
     if output is not None:
         write_result(whole, output)
     if as_json:
@@ -49,6 +48,11 @@ def finish(ctx: typer.Context, result: dict[str, Any], output: Path | None, as_j
     from visual_ar.cli.info import show
 
     show({"evaluation": whole["evaluation"], **whole["results"]})
+
+
+def command(ctx: typer.Context) -> str:
+    """What was typed, for a shell."""
+    return shlex.join(["visual-ar", *ctx.meta[ARGUMENTS]])
 
 
 def progress(quiet: bool) -> "Progress":

@@ -10,6 +10,7 @@ not FVD and never called so.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def i3d(path: Path, convention: Convention, device: torch.device) -> ClipNetwork
         )
     digest = file_sha256(path)
     try:
-        network = torch.jit.load(str(path), map_location=device).eval()
+        with warnings.catch_warnings():  # what exists is TorchScript, deprecated or not
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"I3D must be a TorchScript file, got {str(path)!r}: {reason}") from None

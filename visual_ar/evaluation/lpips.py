@@ -38,6 +38,9 @@ class Lpips(nn.Module):
         ValueError: the backbone is another file, or the channel weights are not those of VGG-16.
     """
 
+    shift: Tensor  # [3, 1, 1], like `scale`
+    scale: Tensor
+
     def __init__(self, backbone: Path, linear: Path) -> None:
         super().__init__()
         stored = checked_weights(backbone, VGG_SHA256)

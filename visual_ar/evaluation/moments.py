@@ -54,10 +54,8 @@ class Moments:
 
     def save(self, path: Path, network: Network) -> None:
         """Writes them as an npz that says which network they belong to."""
-        names = {"network": network.name, "layer": network.layer, "weights": network.sha256}
-        resize = {"preprocessing": network.preprocessing}
-        texts = {key: np.array(value) for key, value in {**names, **resize}.items()}
-        write_file(path, lambda file: np.savez(file, mu=self.mu, sigma=self.sigma, **texts))
+        arrays: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma, **network.describe()}
+        write_file(path, lambda file: np.savez(file, **arrays))
 
 
 def holds_moments(path: Path) -> bool:
@@ -88,7 +86,8 @@ def read_moments(path: Path, network: Network) -> Moments:
         raise FileNotFoundError(f"statistics must be an existing file, got {str(path)!r}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"statistics must be an npz or pt file, got {str(path)!r}")
-    mu, sigma, made = _from_npz(path) if path.suffix == ".npz" else _from_cache(path, network)
+    read = _from_npz if path.suffix == ".npz" else _from_cache
+    mu, sigma, made = read(path, network)
     for key, value in made.items():
         expected = network.describe()[key]
         if value != expected:
@@ -111,7 +110,7 @@ def read_moments(path: Path, network: Network) -> Moments:
     return Moments(mu, sigma, {"path": str(path), "sha256": file_sha256(path)})
 
 
-def _from_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], dict[str, str]]:
+def _from_npz(path: Path, network: Network) -> tuple[NDArray[Any], NDArray[Any], dict[str, str]]:
     """mu, sigma and the network that the file names."""
     with open_npz(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -120,9 +119,7 @@ def _from_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], dict[str, str]]:
         mu, sigma = (_array(archive, key, path) for key in ("mu", "sigma"))
         if "network" not in names:
             return mu, sigma, {"network": INCEPTION}
-        keys = {"network": "network", "layer": "layer", "weights": "weights_sha256"}
-        keys |= {"preprocessing": "preprocessing"}
-        return mu, sigma, {said: str(_array(archive, key, path)) for key, said in keys.items()}
+        return mu, sigma, {key: str(_array(archive, key, path)) for key in network.describe()}
 
 
 def _array(archive: ZipFile, key: str, path: Path) -> NDArray[Any]:

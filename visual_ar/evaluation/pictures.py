@@ -189,7 +189,7 @@ def read_picture(path: Path) -> Image.Image:
         raise ValueError(f"picture must have at most {limit} pixels, got more in {path}") from None
     except (UnidentifiedImageError, SyntaxError, OSError) as error:
         raise ValueError(f"{path} must be a readable picture, got {error}") from None
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError(f"{path} must be a picture without transparency, got {image.mode}")
     return image.convert("RGB")
 
