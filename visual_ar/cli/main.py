@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from visual_ar.cli import bench, convert, data, evaluate, generate, info, serve, train
+from visual_ar.cli.result import ARGUMENTS
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -19,6 +20,7 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:  # accepted after the command as well
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
