@@ -346,7 +346,7 @@ def gumbel_noise(seed: Tensor, ranks: Tensor, vocabulary: int) -> Tensor:
 
     Args:
         seed: int64 [B].
-        ranks: int64 [M].
+        ranks: int64 [M], or [B, M] where pictures are at different ranks.
         vocabulary: V.
 
     Returns:
@@ -354,10 +354,11 @@ def gumbel_noise(seed: Tensor, ranks: Tensor, vocabulary: int) -> Tensor:
     """
     blocks = torch.arange((vocabulary + 3) // 4, device=seed.device)
     stream = torch.full((), GUMBEL_STREAM, dtype=torch.int64, device=seed.device)
-    noise = torch.empty(len(seed), len(ranks), vocabulary, device=seed.device)
+    count = ranks.shape[-1]
+    noise = torch.empty(len(seed), count, vocabulary, device=seed.device)
     # Eight ranks at a time stay in cache: three times faster on a CPU than all ranks at once.
-    for start in range(0, len(ranks), 8):
-        some = ranks[start : start + 8, None]
+    for start in range(0, count, 8):
+        some = ranks[..., start : start + 8, None]
         words = philox((some, blocks, stream, torch.zeros_like(stream)), seed[:, None, None])
         u = _to_uniform(words.movedim(0, -1).flatten(-2)[..., :vocabulary])
         noise[:, start : start + 8] = -(-torch.log1p(-u)).log()
