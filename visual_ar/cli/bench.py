@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
 
 if TYPE_CHECKING:
@@ -13,8 +14,18 @@ if TYPE_CHECKING:
 PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
 SAMPLING, AMOUNT = "Sampling", "How much is measured"
 
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("kernels")(bench_kernels.kernels)
+app.command("loop")(bench_kernels.loop)
 
+
+@app.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
     ] = "emoji",
@@ -84,7 +95,7 @@ def bench(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure decoding methods side by side on one model.
+    """Measure decoding methods side by side on one model, or what a pass is made of.
 
     Methods take turns, in an order that rotates from round to round, so that a
     noisy machine hurts all alike; speedups are ratios within a round. Without
@@ -102,7 +113,12 @@ def bench(
 
     [cyan]visual-ar bench --methods "jacobi:window=32,coupling=gumbel exact-match" --json[/cyan]
     Two methods beside sequential decoding, as one JSON document.
+
+    [cyan]visual-ar bench kernels[/cyan] and [cyan]visual-ar bench loop[/cyan]
+    The verification of drafts alone, and the parts of a pass.
     """
+    if context.invoked_subcommand is not None:
+        return
     options = _options(guidance, temperature, top_k, top_p, plain)
     set_threads(threads)
     from rich.console import Console
