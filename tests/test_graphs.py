@@ -20,7 +20,7 @@ from visual_ar.engine import Engine
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, decode_all
 
-HOST_READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
+HOST_READS = {"item", "_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
 CAPTURABLE = [name for name in accel.METHODS if accel.method(name)().capturable]
 
 
@@ -51,10 +51,10 @@ class Recorder(TorchDispatchMode):
         with torch.inference_mode():
             for function, args, kwargs, result in self.operations:
                 again = function(*args, **kwargs)
-                if not function._schema.is_mutable:
-                    for old, new in zip(
-                        tree_flatten(result)[0], tree_flatten(again)[0], strict=True
-                    ):
+                if function._schema.is_mutable:
+                    continue
+                for old, new in zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(old, torch.Tensor):
                         old.copy_(new)
 
 

@@ -305,6 +305,17 @@ def test_ties_with_the_last_token_stay(by_kernel):
         assert (verdict.laws > 0).sum(-1)[:, 0].tolist() == [3, 5, 3, 1]
 
 
+@pytest.mark.parametrize("run", ["by_reference", "by_kernel"])
+def test_a_top_k_above_the_vocabulary_or_below_one_is_off(request, run):
+    run = by_reference if run == "by_reference" else request.getfixturevalue(run)
+    given = random_window(16, 4, 3, 25)
+    found = []
+    for values in ([26, 25, -1, 2**40], [0, 0, 0, 0]):
+        options = given["sampling"]._replace(top_k=torch.tensor(values))
+        found.append(run(given | {"sampling": options}))
+    assert same(*found)
+
+
 def damaged():
     """Every kind of bad input, each in a rank of its own, and the flags that it earns."""
     given = random_window(8, 4, 9, 30)
@@ -433,6 +444,7 @@ def test_the_kernel_emits_the_law(by_kernel, coupling):
         ({"forced": torch.zeros(3, 4).long()}, r"forced must be int64 \[3, 5\]"),
         ({"numbers": torch.zeros(3, 3, 5)}, r"numbers must be float32 \[4, 3, 5\]"),
         ({"seed": torch.zeros(1).long()}, r"seed must be int64 \[3\], got int64 \[1\]"),
+        ({"seed": torch.zeros(()).long()}, r"seed must be int64 \[3\], got int64 \[\]"),
         ({"guidance": torch.ones(3)}, r"guidance must be float32 \[3, 5\]"),
         ({"top_k": torch.zeros(3)}, r"top_k must be int64 \[3\], got float32"),
         ({"rank": torch.zeros(3, device="meta").long()}, r"rank must be on cpu .* got meta"),

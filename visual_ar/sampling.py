@@ -133,7 +133,7 @@ def warp(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, warp
     Args:
         logits: [B, Q, V] guided logits.
         temperature: [B].
-        top_k: int64 [B], 0 is off; larger than V is off.
+        top_k: int64 [B]; below 1 and from V on it is off.
         top_p: [B].
         warps: what any picture needs.
 
@@ -145,7 +145,7 @@ def warp(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, warp
         logits = logits / temperature[:, None, None]
     # One selection for every different k: on a CPU four times faster than topk for the largest.
     for k in warps.top_k:
-        if k < vocabulary:
+        if 0 < k < vocabulary:
             threshold = logits.kthvalue(vocabulary - k + 1, dim=-1, keepdim=True).values
             threshold = threshold.masked_fill((top_k != k)[:, None, None], -torch.inf)
             logits = logits.masked_fill(logits < threshold, -torch.inf)

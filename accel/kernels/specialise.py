@@ -56,7 +56,7 @@ def covers(rule: Rule) -> bool:
 def codes_of(rule: Rule) -> Tensor | None:
     """The table that a rule compares codes by, [V, k]; None when it compares none."""
     if isinstance(rule, Grouped):
-        return rule.vectors
+        return None if rule.vectors is None else rule.vectors.float()
     return rule.table if isinstance(rule, Lantern) else None
 
 
