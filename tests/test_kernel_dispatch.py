@@ -1,5 +1,9 @@
 """Who verifies a window and how it is asked: the operator, the choice, and the compiled kernel."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -143,3 +147,33 @@ def test_the_kernel_compiles(structure, architecture):
     assert binary.startswith(b"\x7fELF")
     for name in (*device.KERNELS.values(), "settle"):
         assert name.encode() in binary
+
+
+PTXAS = """ptxas info    : Compiling entry function 'judge_float32' for 'sm_90'
+ptxas info    : Function properties for judge_float32
+    8 bytes stack frame, {spilled} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 60 registers, used 1 barriers, 17072 bytes smem
+"""
+
+
+@pytest.mark.parametrize(
+    ("spilled", "code", "text"),
+    [
+        (0, 0, "sm_90    Exact    judge_float32           60       0"),
+        (8, 1, "sm_90    Exact    judge_float32           60       8"),
+        (None, 0, "skipped, there is no nvcc on this machine"),
+    ],
+)
+def test_continuous_integration_fails_on_a_spill(tmp_path, spilled, code, text):
+    for tool in ("bash", "dirname", "mktemp", "rm", "awk", "tail", "cat"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    if spilled is not None:
+        (tmp_path / "log").write_text(PTXAS.format(spilled=spilled))
+        nvcc = tmp_path / "nvcc"
+        nvcc.write_text(f"#!{shutil.which('bash')}\ncat {tmp_path / 'log'}\n")
+        nvcc.chmod(0o755)
+    script = Path(__file__).parent.parent / ".ci" / "kernels"
+    command, only = [shutil.which("bash"), script, "Exact"], {"PATH": str(tmp_path)}
+    result = subprocess.run(command, env=only, capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert text in result.stdout

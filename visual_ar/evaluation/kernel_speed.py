@@ -207,7 +207,7 @@ def _row(
     logits = 2 * window["conditional"].nbytes
     size = logits + 4 * pictures * width * vocabulary
     floor = size / bandwidth + launch
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in contenders:
         contender = CONTENDERS[name]
         count = 1

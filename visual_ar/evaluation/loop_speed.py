@@ -128,7 +128,7 @@ def _split(
     for _ in range(passes):
         committed += method.run(state).committed
     total = (now(device, clock) - start) / passes
-    parts = _parts(method, state, window, clock)
+    forward, verify = _parts(method, state, window, clock)
     tokens = float(committed.sum()) / passes
     return {
         "window": window,
@@ -136,8 +136,9 @@ def _split(
         "extent": extent,
         "captured": state.captured is not None,
         "seconds": total,
-        **parts,
-        "rest_seconds": total - parts["forward_seconds"] - (parts["verify_seconds"] or 0.0),
+        "forward_seconds": forward,
+        "verify_seconds": verify,
+        "rest_seconds": total - forward - (verify or 0.0),
         "tokens_per_pass": tokens,
         "tokens_per_second": tokens / total,
     }
@@ -159,7 +160,7 @@ def _halfway(model: LlamaGen, method: Decoding, batch: int, window: int) -> Deco
 
 def _parts(
     method: Decoding, state: DecodeState, window: int, clock: Clock
-) -> dict[str, float | None]:
+) -> tuple[float, float | None]:
     """Seconds of the trunk with the head, and of the kernel; None where torch verifies."""
     model, device = state.model, state.model.device
     ranks = state.length[:, None] + torch.arange(window, device=device)
@@ -174,10 +175,10 @@ def _parts(
         return timing.seconds_a_call([function], device, state.captured is not None, 4, clock=clock)
 
     if not state.fused:
-        return {"forward_seconds": seconds(forward), "verify_seconds": None}
+        return seconds(forward), None
     head = seconds(lambda: model.predict(hidden, row_ranks))
     judged = seconds(lambda: _judge(method, state, hidden, ranks))
-    return {"forward_seconds": seconds(forward), "verify_seconds": judged - head}
+    return seconds(forward), judged - head
 
 
 def _judge(method: Decoding, state: DecodeState, hidden: Tensor, ranks: Tensor) -> object:
