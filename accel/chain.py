@@ -39,6 +39,9 @@ class PassNumbers:
         Returns:
             fp32 [4, B, W] in (0, 1).
         """
+        if state.captured is not None:  # a graph counts no passes on the host
+            ranks = state.length[:, None] + offsets
+            return uniforms(state.seed[:, None], ranks, state.passes[:, None] + 1)
         if self._ahead == 0:
             block = max(_BLOCK_PICTURES // state.slots, 1)
             reach = min(block * state.window, state.tokens.shape[1])

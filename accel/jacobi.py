@@ -18,7 +18,10 @@ from torch import Tensor
 from visual_ar.accel import acceptance
 from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.fused import verify_window
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
+from visual_ar.accel.kernels import dispatch
+from visual_ar.accel.kernels.specialise import codes_of, covers
 from visual_ar.accel.rule import Rule
 from visual_ar.accel.rules import Exact, parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
@@ -69,6 +72,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
+    capturable = True
 
     @register_to_config
     def __init__(
@@ -95,6 +99,10 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     def published(cls) -> SpeculativeJacobiDecoding:
         """The settings of the paper's code: window 16, random first drafts as point masses."""
         return cls(window=16, coupling="independent", init="random")
+
+    def fuses(self, device: torch.device) -> bool:
+        """See `Decoding.fuses`."""
+        return covers(self._rule) and dispatch.choose(device).backend == "cuda"
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -142,19 +150,34 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         buffers: JacobiBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        u = buffers.numbers.take(state, offsets)  # [4, B, W]
         feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
-        p = state.law(state.forward(feed, ranks - 1), ranks)
+        hidden = state.forward(feed, ranks - 1)
         drafts = state.tokens.gather(1, ranks[:, :-1])
         q = CategoricalLaw(probabilities=buffers.q)
-        run = self._run(p, q, drafts, buffers.rule, u)
-        tokens = self._redraw(state, p, q, drafts, run, ranks, u)
+        if state.fused:
+            verdict = verify_window(
+                state,
+                hidden,
+                ranks,
+                drafts,
+                buffers.q,
+                self.config.rule,
+                self.config.coupling,
+                codes_of(buffers.rule),
+            )
+            p = CategoricalLaw(probabilities=verdict.laws)
+            run, tokens, initial = verdict.run, verdict.tokens, verdict.initial
+        else:
+            u = buffers.numbers.take(state, offsets)  # [4, B, W]
+            p = state.law(hidden, ranks)
+            run = self._run(p, q, drafts, buffers.rule, u)
+            tokens, initial = self._redraw(state, p, q, drafts, run, ranks, u), u[_INITIAL]
         newest = ranks[:, -1]
         spent = None
         if not self.lossless:
             spent = spent_on_run(state, buffers.rule, p, q, drafts, run, self.config.measure_tv)
         committed = state.commit(tokens, run + 1)
-        self._shift(state, buffers, p, run + 1, newest, u[_INITIAL])
+        self._shift(state, buffers, p, run + 1, newest, initial)
         return state.report(committed, state.window, spent)
 
     def _run(

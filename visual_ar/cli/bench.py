@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
 from visual_ar.cli.suites import Suite, pareto
 
@@ -15,8 +16,18 @@ if TYPE_CHECKING:
 PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
 SAMPLING, AMOUNT, SUITE = "Sampling", "How much is measured", "With a suite"
 
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("kernels")(bench_kernels.kernels)
+app.command("loop")(bench_kernels.loop)
 
+
+@app.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
     ] = "emoji",
@@ -103,7 +114,7 @@ def bench(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure decoding methods side by side on one model.
+    """Measure decoding methods side by side on one model, or what a pass is made of.
 
     Methods take turns, in an order that rotates from round to round, so that a
     noisy machine hurts all alike; speedups are ratios within a round. Without
@@ -124,7 +135,12 @@ def bench(
 
     [cyan]visual-ar bench --methods "jacobi:window=32,coupling=gumbel exact-match" --json[/cyan]
     Two methods beside sequential decoding, as one JSON document.
+
+    [cyan]visual-ar bench kernels[/cyan] and [cyan]visual-ar bench loop[/cyan]
+    The verification of drafts alone, and the parts of a pass.
     """
+    if context.invoked_subcommand is not None:
+        return
     options = _options(guidance, temperature, top_k, top_p, plain)
     extra = None if suite is None else Suite(suite, data, output, asked)
     dataset = None if extra is None else extra.open()

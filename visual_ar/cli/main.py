@@ -55,7 +55,7 @@ app = typer.Typer(
 )
 app.command("generate", no_args_is_help=True)(generate.generate)
 app.command("serve")(serve.serve)
-app.command("bench")(bench.bench)
+app.add_typer(bench.app, name="bench")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("train", no_args_is_help=True)(train.train)
 app.command("data", no_args_is_help=True)(data.data)

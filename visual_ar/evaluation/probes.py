@@ -5,6 +5,7 @@ Knows methods and models by their contracts only.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def outside_model_share(
     condition = workload.condition(numbers)
     sampling = workload.sampling(seeds)
     device = workload.model.device
+    method = copy.copy(method)
+    method.capturable = False  # a graph does not come back between its parts
     with _timed(workload.model, clock) as inside:
         steps = method.decode(
             workload.model, workload.layout, condition, sampling, window, workload.tokenizer
