@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from visual_ar.cli import bench, convert, data, evaluate, generate, info, serve, train
+from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -52,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("bench")(bench.bench)
 app.add_typer(evaluate.app, name="evaluate")

@@ -1,0 +1,67 @@
+"""`visual-ar demo`: opens the web demo for a model; knows its process and nothing of the page."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visual_ar.cli.common import Device, Dtype, Threads, set_threads
+from visual_ar.cli.drawing import load
+from visual_ar.cli.serve import listen
+
+if TYPE_CHECKING:
+    from visual_ar.pipeline import VisualARPipeline
+
+LARGEST_UPLOAD = "20mb"
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
+    ] = "emoji",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Open a page on which pictures form.
+
+    Draw pictures and watch them form, let two methods race, look at tokens,
+    measure, and load other models. One job runs at a time, others queue.
+    There is no authentication; keep it behind something that has.
+
+    [bold]Examples[/bold]
+
+    [cyan]visual-ar demo[/cyan]
+    The bundled emoji model on http://127.0.0.1:7860.
+
+    [cyan]visual-ar demo --model cifar10 --port 7861[/cyan]
+    Classes of photographs instead of prompts.
+    """
+    listen(host, port).close()  # an occupied port is known before a model is loaded
+    set_threads(threads)
+    pipe = load(model, device, dtype)
+    from visual_ar.app.demo import build
+
+    page = build(pipe, model)
+    warm_up(pipe)
+    typer.echo(f"Opening {model} on http://{host}:{port} (Ctrl-C ends).")
+    page.launch(
+        server_name=host,
+        server_port=port,
+        quiet=True,
+        max_file_size=LARGEST_UPLOAD,
+        footer_links=["api", "settings"],
+    )
+
+
+def warm_up(pipe: "VisualARPipeline") -> None:
+    """Makes one pass as the page asks at first, so that the window is measured before a visitor
+    waits for it; the measurement is kept for later starts."""
+    from visual_ar.app.settings import PICTURES, kind
+
+    anything = "picture" if pipe.text_encoder is not None else 0
+    passes = pipe.stream(**{kind(pipe): anything}, num_images_per_prompt=PICTURES, seeds=0)
+    next(iter(passes))
