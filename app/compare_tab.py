@@ -53,10 +53,9 @@ def compare(
     yield (*[None] * 4, "", None, "Reading the prompt; measuring windows that are not known.", None)
     for _ in comparison.race(field, PREVIEW_SECONDS):
         yield (*_board(field), gr.skip(), _standing(field), gr.skip())
-    rows = comparison.table(*field)
-    told = f"{comparison.conclusion(*field)} {comparison.faster(*field)}"
+    told = f"**{comparison.conclusion(*field)}** {comparison.faster(*field)}"
     board = _board(field)
-    yield (*board, rows, told, board[:2])
+    yield (*board, comparison.table(*field), told, board[:2])
 
 
 def _board(field: list[comparison.Lane]) -> tuple[Image.Image | str, ...]:
@@ -106,7 +105,7 @@ def add(shelf: Shelf, controls: Controls) -> None:
             for label, value in (("First method", FIRST), ("Second method", SECOND))
         )
     with gr.Row():
-        start, stop = main_button("Compare"), gr.Button("Stop", variant="stop")
+        start, stop = main_button("Compare"), gr.Button("Stop")
     told = gr.Markdown(
         "Both draw from one seed, in turns on one device; each clock runs only during the passes "
         "of its own method. Sampling is set on the tab Generate.",
@@ -164,11 +163,7 @@ def _pictures() -> list[Any]:
                     )
                 )
     shown.append(gr.HTML(label="Pass that accepted the token"))
-    shown.append(
-        gr.Dataframe(
-            headers=list(comparison.HEADERS), label="Measured", interactive=False, wrap=True
-        )
-    )
+    shown.append(gr.Dataframe(label="Measured", interactive=False, wrap=True))
     return shown
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from visual_ar.accel.decoding import Decoding
 from visual_ar.app.methods import with_method
@@ -17,7 +18,6 @@ from visual_ar.output import Preview, Stats
 from visual_ar.pipeline import VisualARPipeline
 
 STAGES = ("condition", "decode")
-HEADERS = ("measure", "first", "second")
 
 
 @dataclass
@@ -90,10 +90,11 @@ def race(
     yield
 
 
-def table(first: Lane, second: Lane) -> list[list[str]]:
-    """The rows below `HEADERS`, of two lanes that have made a pass."""
+def table(first: Lane, second: Lane) -> dict[str, list[Any]]:
+    """Headers and rows ("data") of what two lanes took that have made a pass."""
     columns = [_column(lane) for lane in (first, second)]
-    return [[row, columns[0][row], columns[1][row]] for row in columns[0]]
+    rows = [[row, columns[0][row], columns[1][row]] for row in columns[0]]
+    return {"headers": ["", first.name, second.name], "data": rows}
 
 
 def _column(lane: Lane) -> dict[str, str]:

@@ -201,7 +201,7 @@ def make_controls(
         container=False,
     )
     with gr.Row():
-        start, stop = main_button("Generate"), gr.Button("Stop", variant="stop")
+        start, stop = main_button("Generate"), gr.Button("Stop")
     pictures = gr.Slider(1, MOST_PICTURES, PICTURES, step=1, label="Pictures")
     with gr.Row(equal_height=True):
         seed = gr.Textbox("0", label="Seed", min_width=120, max_lines=1)

@@ -37,10 +37,7 @@ def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
     with gr.Blocks(
         title="visual_ar", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR)
     ) as page:
-        gr.HTML(STYLE, padding=False)
-        names = gr.HTML(
-            name_list(subject_of(pipe, shelf.first).known), padding=False, elem_classes="names"
-        )
+        names = gr.HTML(name_list(subject_of(pipe, shelf.first).known), render=False)
         gr.Markdown("# visual_ar\nPictures form many tokens at a time; grey is not decided yet.")
         model = gr.Dropdown(shelf.names(), value=shelf.first, label="Model")
         with gr.Tab("Generate"):
@@ -53,6 +50,8 @@ def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
             benchmark_tab.add(shelf, model)
         with gr.Tab("Models"):
             models_tab.add(shelf, controls)
+        gr.HTML(STYLE)
+        names.render()  # neither is seen, so they stand where their margins do no harm
 
         def list_models() -> gr.Dropdown:
             """The models of the page, those included that others have loaded."""

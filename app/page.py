@@ -12,9 +12,9 @@ DEVICE = "device"
 
 STYLE = """<style>
 .pictures img { image-rendering: pixelated; }
+.pictures .grid-wrap { max-height: none; }
 .pictures .grid-wrap img { width: 100%; height: 100%; object-fit: contain; }
 .stats { min-height: 2.5em; }
-.hidden-html { display: none !important; }
 </style>"""
 
 # Attaches the list to the prompt (gradio has no such option), lets a picture be dropped anywhere on
@@ -33,12 +33,11 @@ SCRIPT = """() => {
   document.addEventListener('drop', (event) => {
     if (!hasFile(event) || ownZone(event)) return;
     event.preventDefault();
-    const input = document.querySelector('.recipe-file input[type=file], input.recipe-file');
-    const found = input ?? document.querySelector('.recipe-file')?.parentElement
-      ?.querySelector('input[type=file]');
-    if (!found) return;
-    found.files = event.dataTransfer.files;
-    found.dispatchEvent(new Event('change', { bubbles: true }));
+    const button = document.querySelector('.recipe-file');
+    const input = button?.parentElement.querySelector('input[type=file]');
+    if (!input) return;
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event('change', { bubbles: true }));
   });
   document.addEventListener('keydown', (event) => {
     if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;

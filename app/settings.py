@@ -120,6 +120,6 @@ def parse_seed(seed: str | int | None) -> int:
 
 
 def _whole(name: str, value: Any) -> int:
-    if value != int(value):
+    if not float(value).is_integer():
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     return int(value)

@@ -62,7 +62,7 @@ def add(shelf: Shelf) -> None:
             format="png",
             interactive=False,
             buttons=["fullscreen"],
-            elem_classes="pictures",
+            elem_classes=["pictures", "edited"],
         )
         with gr.Column():
             row = gr.Number(0, precision=0, minimum=0, label="Row")

@@ -64,7 +64,7 @@ def tiny_text_pipeline():
     return build_tiny_pipeline(text=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_pipeline():
     """Builds tiny pipelines: make(text=False, **options of the pipeline)."""
     return build_tiny_pipeline

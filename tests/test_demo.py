@@ -57,7 +57,7 @@ def test_every_handler_has_a_name_and_says_what_it_does(page):
     wanted = {"generate", "stop", "restore", "compare", "look", "swap", "bench", "load_model"}
     assert wanted <= set(names)
     for entry in handlers:
-        assert entry.fn.__doc__, entry.api_name
+        assert (entry.fn.__doc__ or "").rstrip().endswith("."), entry.api_name
 
 
 def test_heavy_handlers_wait_for_each_other(page):
@@ -174,7 +174,7 @@ def test_programs_can_do_what_visitors_can(client, tmp_path, tiny_pipeline):
         "tiny", "dog", "5", "sequential", "exact-match:window=4", *SAMPLING, api_name="/compare"
     )
     rows = {row[0]: row[1:] for row in compared[5]["data"]}
-    assert rows["passes"][0] == "16" and compared[6].startswith("Identical: ")
+    assert rows["passes"][0] == "16" and compared[6].startswith("**Identical: ")
     assert [Image.open(part).size for part in compared[7]] == [(384, 384)] * 2
 
     seen = client.predict(handle_file(path), api_name="/look")

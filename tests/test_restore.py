@@ -9,9 +9,21 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.app import drawing, restore
 from visual_ar.app.methods import make
 from visual_ar.app.settings import settings
-from visual_ar.png import read_recipe, write_png
+from visual_ar.png import write_png
 
 WANTED = settings("dog", 3, "7", 3.0, "linear", 0.9, 4, 0.5)
+RECIPE = {
+    "model": "tiny",
+    "class": "dog",
+    "seed": 7,
+    "guidance": 3.0,
+    "guidance_schedule": "linear",
+    "temperature": 0.9,
+    "top_k": 4,
+    "top_p": 0.5,
+    "method": "jacobi",
+    "window": 4,
+}
 METHOD = SpeculativeJacobiDecoding(window=4, coupling="gumbel", init="left")
 
 
@@ -58,8 +70,8 @@ def test_a_lossy_drawing_says_what_it_spent(tiny_pipeline):
     assert "lossless=False, total variation 0." in last.status
 
 
-def test_what_cannot_be_restored_is_told(drawn):
-    recipe = {**read_recipe(drawn[0][0]), "sheet": True, "class": ["dog", "cat"]}
+def test_what_cannot_be_restored_is_told():
+    recipe = {**RECIPE, "sheet": True, "class": ["dog", "cat"]}
     found = restore.restore(recipe, ["tiny"])
     assert found.settings.subject == "dog"
     assert "it is a sheet" in found.notes[0]
@@ -77,9 +89,9 @@ def test_what_cannot_be_restored_is_told(drawn):
         ({"window": [1]}, "recipe's window must be text or a number"),
     ],
 )
-def test_recipes_from_anyone_are_not_trusted(drawn, change, message):
+def test_recipes_from_anyone_are_not_trusted(change, message):
     with pytest.raises(ValueError, match=message):
-        restore.restore({**read_recipe(drawn[0][0]), **change}, ["tiny"])
+        restore.restore({**RECIPE, **change}, ["tiny"])
 
 
 def test_pictures_without_a_recipe_are_refused(tmp_path):
