@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import gradio as gr
+    from fastapi import FastAPI
 
     from visual_ar.pipeline import VisualARPipeline
 
 WAITING = 20
 """So many jobs may wait in the queue; more are told to come back."""
+LARGEST_UPLOAD = "20mb"
 _HOUR = 3600
 
 
@@ -59,6 +61,24 @@ def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
 
         page.load(list_models, None, model, js=SCRIPT, api_name="models", queue=False)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
+
+
+def application(page: gr.Blocks) -> FastAPI:
+    """The page as a web application for a server, with uploads limited in size."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        path="/",
+        footer_links=["api", "settings"],
+        run_history=False,
+        max_file_size=LARGEST_UPLOAD,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+    )
 
 
 def _name(pipe: VisualARPipeline) -> str:

@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from visual_ar.app.demo import build
+from visual_ar.app.demo import application, build
 from visual_ar.png import read_recipe
 
 SAMPLING = (3.0, "constant", 0.9, 0, 1.0)
@@ -154,11 +154,10 @@ def test_a_class_model_and_a_text_model_are_asked_differently(make_tiny_pipeline
 
 
 @pytest.fixture
-def client(page):
+def client(page, serving):
     """A client of the page, served from a thread."""
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_port=None)
-    yield Client(address, verbose=False)
-    page.close()
+    with serving(application(page)) as address:
+        yield Client(address, verbose=False)
 
 
 def test_programs_can_do_what_visitors_can(client, tmp_path, tiny_pipeline):

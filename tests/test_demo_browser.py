@@ -7,11 +7,10 @@ import base64
 import shutil
 import time
 
-import gradio as gr
 import pytest
 
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.app.demo import build
+from visual_ar.app.demo import application, build
 from visual_ar.png import read_recipe
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -37,7 +36,7 @@ def pace():
 
 
 @pytest.fixture(scope="module")
-def address(make_tiny_pipeline, pace, tmp_path_factory):
+def address(make_tiny_pipeline, serving, pace, tmp_path_factory):
     """Where the page of a tiny text pipeline is served."""
     step = SequentialDecoding.step
 
@@ -49,10 +48,8 @@ def address(make_tiny_pipeline, pace, tmp_path_factory):
         patch.setattr(SequentialDecoding, "step", slow)
         patch.setattr("visual_ar.app.shelf.bundled", dict)
         patch.setenv("VISUAL_AR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        page: gr.Blocks = build(make_tiny_pipeline(text=True), "tiny")
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
-        yield url
-        page.close()
+        with serving(application(build(make_tiny_pipeline(text=True), "tiny"))) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")

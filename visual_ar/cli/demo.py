@@ -6,12 +6,13 @@ import typer
 
 from visual_ar.cli.common import Device, Dtype, Threads, set_threads
 from visual_ar.cli.drawing import load
-from visual_ar.cli.serve import listen
+from visual_ar.cli.serve import listen, run
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
 
-LARGEST_UPLOAD = "20mb"
+DRAIN = 1
+"""Seconds that drawings have to finish when the page is closed; nobody waits for them."""
 
 
 def demo(
@@ -21,7 +22,9 @@ def demo(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7860,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -40,21 +43,17 @@ def demo(
     [cyan]visual-ar demo --model cifar10 --port 7861[/cyan]
     Classes of photographs instead of prompts.
     """
-    listen(host, port).close()  # an occupied port is known before a model is loaded
-    set_threads(threads)
-    pipe = load(model, device, dtype)
-    from visual_ar.app.demo import build
+    with listen(host, port) as listener:  # an occupied port is known before a model is loaded
+        set_threads(threads)
+        pipe = load(model, device, dtype)
+        from visual_ar.app.demo import application, build
 
-    page = build(pipe, model)
-    warm_up(pipe)
-    typer.echo(f"Opening {model} on http://{host}:{port} (Ctrl-C ends).")
-    page.launch(
-        server_name=host,
-        server_port=port,
-        quiet=True,
-        max_file_size=LARGEST_UPLOAD,
-        footer_links=["api", "settings"],
-    )
+        app = application(build(pipe, model))
+        warm_up(pipe)
+        address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{listener.getsockname()[1]}"
+        typer.echo(f"Opening {model} on {url} (Ctrl-C ends).")
+        run(app, listener, DRAIN)
 
 
 def warm_up(pipe: "VisualARPipeline") -> None:
