@@ -1,17 +1,22 @@
 """The page as programs see it: every handler by its name, on tiny pipelines."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from typer.testing import CliRunner
 
 from visual_ar.app.demo import application, build
+from visual_ar.cli.main import app
 from visual_ar.png import read_recipe
 
 SAMPLING = (3.0, "constant", 0.9, 0, 1.0)
@@ -192,3 +197,25 @@ def test_programs_can_do_what_visitors_can(client, tmp_path, tiny_pipeline):
     for name in ("/look", "/restore"):
         with pytest.raises(AppError, match="upload must be a picture"):
             client.predict(handle_file(str(Path(tmp_path / "text.png"))), api_name=name)
+
+
+def test_the_command_opens_the_page_and_names_an_occupied_port(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "tiny")
+    words = ["demo", "-m", str(tmp_path / "tiny"), "--port"]
+    command = [sys.executable, "-m", "visual_ar", *words, "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "VISUAL_AR_CACHE": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("Opening "), line
+            url = line.split()[3]
+            port = url.rpartition(":")[2]
+            second = CliRunner().invoke(app, [*words, port])
+            assert second.exit_code == 1
+            assert f"must be free to listen on, got 127.0.0.1 and {port}" in second.stderr
+            page = httpx.get(url, timeout=60)
+            assert page.status_code == 200 and "visual_ar" in page.text
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
