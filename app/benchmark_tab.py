@@ -30,7 +30,7 @@ Shown = tuple[str, list[list[str]] | None, pd.DataFrame | None]
 
 
 def measure(
-    shelf: Shelf, model: str, methods: list[str], pictures: int, rounds: int
+    shelf: Shelf, model: str, methods: list[str], pictures: float, rounds: float
 ) -> Iterator[Shown]:
     """Yields a line on how far the bench is; in the end also its table and the plot's points.
 
@@ -96,7 +96,7 @@ def points(document: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def add(shelf: Shelf, model: gr.Dropdown) -> None:
+def add_benchmark_tab(shelf: Shelf, model: gr.Dropdown) -> None:
     """Puts the tab's content where it is called, and its handlers."""
     methods = gr.Dropdown(
         choices(),

@@ -9,8 +9,8 @@ import gradio as gr
 from PIL import Image
 
 from visual_ar import accel
-from visual_ar.app import comparison
 from visual_ar.app.acceptance_map import acceptance_map, legend
+from visual_ar.app.comparison import Lane, conclusion, faster, lanes, race, table
 from visual_ar.app.controls import Controls
 from visual_ar.app.drawing import PREVIEW_SECONDS, progress
 from visual_ar.app.enlarge import enlarged
@@ -49,16 +49,16 @@ def compare(
     if first == second:
         raise ValueError(f"methods must be two different ones, got {first!r} twice")
     methods = {name: parse_method(name) for name in (first, second)}
-    field = comparison.lanes(shelf.get(model), methods, settings(subject, 1, seed, *sampling))
+    field = lanes(shelf.get(model), methods, settings(subject, 1, seed, *sampling))
     yield (*[None] * 4, "", None, "Reading the prompt; measuring windows that are not known.", None)
-    for _ in comparison.race(field, PREVIEW_SECONDS):
+    for _ in race(field, PREVIEW_SECONDS):
         yield (*_board(field), gr.skip(), _standing(field), gr.skip())
-    told = f"**{comparison.conclusion(*field)}** {comparison.faster(*field)}"
+    told = f"**{conclusion(*field)}** {faster(*field)}"
     board = _board(field)
-    yield (*board, comparison.table(*field), told, board[:2])
+    yield (*board, table(*field), told, board[:2])
 
 
-def _board(field: list[comparison.Lane]) -> tuple[Image.Image | str, ...]:
+def _board(field: list[Lane]) -> tuple[Image.Image | str, ...]:
     """Both pictures, both maps in one scale of colours, and its legend."""
     shown = [lane.latest for lane in field if lane.latest is not None]
     stats = [preview.stats for preview in shown]
@@ -70,7 +70,7 @@ def _board(field: list[comparison.Lane]) -> tuple[Image.Image | str, ...]:
     )
 
 
-def _standing(field: list[comparison.Lane]) -> str:
+def _standing(field: list[Lane]) -> str:
     """How far the lanes are."""
     lines = [
         f"{lane.name} after {lane.seconds:.2f} s: {progress(lane.latest)}"
@@ -80,7 +80,7 @@ def _standing(field: list[comparison.Lane]) -> str:
     return "\n\n".join(lines)
 
 
-def add(shelf: Shelf, controls: Controls) -> None:
+def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
     """Puts the tab's content where it is called, and its handlers.
 
     Args:
@@ -113,7 +113,7 @@ def add(shelf: Shelf, controls: Controls) -> None:
     )
     outputs = [*_pictures(), told, _slider()]
 
-    def race(
+    def run(
         model: str,
         subject: str,
         seed: str,
@@ -135,7 +135,7 @@ def add(shelf: Shelf, controls: Controls) -> None:
 
     event = gr.on(
         [start.click, subject.submit],
-        sentences(race),
+        sentences(run),
         [controls.model, subject, seed, first, second, *controls.sampling],
         outputs,
         api_name="compare",

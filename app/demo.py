@@ -6,7 +6,7 @@ Knows which tabs there are; knows nothing about what is on them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -29,10 +29,14 @@ def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
     """
     import gradio as gr
 
-    from visual_ar.app import benchmark_tab, compare_tab, generate_tab, models_tab, tokens_tab
+    from visual_ar.app.benchmark_tab import add_benchmark_tab
+    from visual_ar.app.compare_tab import add_compare_tab
     from visual_ar.app.controls import subject_of
+    from visual_ar.app.generate_tab import add_generate_tab
+    from visual_ar.app.models_tab import add_models_tab
     from visual_ar.app.page import SCRIPT, STYLE, name_list
     from visual_ar.app.shelf import Shelf
+    from visual_ar.app.tokens_tab import add_tokens_tab
 
     shelf = Shelf(pipe, name or _name(pipe))
     # Pictures that were shown are deleted after a day.
@@ -43,19 +47,19 @@ def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
         gr.Markdown("# visual_ar\nPictures form many tokens at a time; grey is not decided yet.")
         model = gr.Dropdown(shelf.names(), value=shelf.first, label="Model")
         with gr.Tab("Generate"):
-            controls = generate_tab.add(shelf, model, names)
+            controls = add_generate_tab(shelf, model, names)
         with gr.Tab("Compare"):
-            compare_tab.add(shelf, controls)
+            add_compare_tab(shelf, controls)
         with gr.Tab("Tokens"):
-            tokens_tab.add(shelf)
+            add_tokens_tab(shelf)
         with gr.Tab("Benchmark"):
-            benchmark_tab.add(shelf, model)
+            add_benchmark_tab(shelf, model)
         with gr.Tab("Models"):
-            models_tab.add(shelf, controls)
+            add_models_tab(shelf, controls)
         gr.HTML(STYLE)
         names.render()  # neither is seen, so they stand where their margins do no harm
 
-        def list_models() -> gr.Dropdown:
+        def list_models() -> dict[str, Any]:
             """The models of the page, those included that others have loaded."""
             return gr.update(choices=shelf.names())
 

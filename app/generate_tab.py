@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from visual_ar.app import methods, restore
 from visual_ar.app.controls import (
     ARGUMENTS,
     Controls,
@@ -21,14 +20,16 @@ from visual_ar.app.controls import (
 )
 from visual_ar.app.drawing import drawing
 from visual_ar.app.errors import name_arguments, sentences
+from visual_ar.app.methods import make
 from visual_ar.app.page import DEVICE
+from visual_ar.app.restore import read
 from visual_ar.app.settings import Settings, settings
 from visual_ar.app.shelf import Shelf
 
 SEED_BITS = 31
 
 
-def add(shelf: Shelf, model: gr.Dropdown, names: gr.HTML) -> Controls:
+def add_generate_tab(shelf: Shelf, model: gr.Dropdown, names: gr.HTML) -> Controls:
     """Puts the tab's content where it is called, and its handlers. Returns its controls."""
     pipe = shelf.get(shelf.first)
     with gr.Row():
@@ -69,7 +70,7 @@ def _on_draw(
             seed = str(secrets.randbits(SEED_BITS))
         wanted = settings(subject, pictures, seed, *rest[:5])
         pipe = shelf.get(model)
-        chosen = methods.make(method, dict(zip(names, rest[5:], strict=True)), pipe.scheduler)
+        chosen = make(method, dict(zip(names, rest[5:], strict=True)), pipe.scheduler)
         for shown in drawing(pipe, model, chosen, wanted):
             yield shown.images, shown.status, str(wanted.seed)
 
@@ -156,7 +157,7 @@ def _on_restore(shelf: Shelf, controls: Controls, file: gr.UploadButton) -> None
         """Sets every control to what the recipe of a PNG says."""
         if not picture:
             raise ValueError("picture must be a PNG file, got none")
-        found = restore.read(picture, shelf.names())
+        found = read(picture, shelf.names())
         for note in found.notes:
             gr.Warning(note)
         pipe, drawn = shelf.get(found.model), found.settings

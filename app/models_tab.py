@@ -22,7 +22,7 @@ HEADERS = ("part", "what")
 LONGEST_NAME = 300
 
 
-def add(shelf: Shelf, controls: Controls) -> None:
+def add_models_tab(shelf: Shelf, controls: Controls) -> None:
     """Puts the tab's content where it is called, and its handlers."""
     with gr.Row():
         wanted = gr.Textbox(

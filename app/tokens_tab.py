@@ -33,7 +33,7 @@ def look(shelf: Shelf, upload: str | None) -> Views:
     return views
 
 
-def add(shelf: Shelf) -> None:
+def add_tokens_tab(shelf: Shelf) -> None:
     """Puts the tab's content where it is called, and its handlers."""
     views = gr.State({})
     upload = gr.File(

@@ -1,6 +1,6 @@
 """`visual-ar demo`: opens the web demo for a model; knows its process and nothing of the page."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,5 +62,6 @@ def warm_up(pipe: "VisualARPipeline") -> None:
     from visual_ar.app.settings import PICTURES, kind
 
     anything = "picture" if pipe.text_encoder is not None else 0
-    passes = pipe.stream(**{kind(pipe): anything}, num_images_per_prompt=PICTURES, seeds=0)
+    call: dict[str, Any] = {kind(pipe): anything, "num_images_per_prompt": PICTURES, "seeds": 0}
+    passes = pipe.stream(**call)
     next(iter(passes))
