@@ -127,8 +127,23 @@ def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawn]:
         call[PARAMETERS.get(order.kind, order.kind)] = subjects
         output = cast("VisualAROutput", pipe(seeds=order.seed + start, **call, **order.kept))
         for index, image in enumerate(output.images):
-            recipe = {**order.asked, order.kind: subjects[index], **_settings(pipe, order)}
-            yield Drawn(image, {**recipe, **_made(pipe, output.stats, index)}, output.stats)
+            yield Drawn(image, recipe(pipe, order, output.stats, start, index), output.stats)
+
+
+def recipe(
+    pipe: "VisualARPipeline", order: Order, stats: "Stats", start: int, index: int
+) -> dict[str, Any]:
+    """Returns how a picture was made, as its PNG carries it.
+
+    Args:
+        pipe: Drew it.
+        order: What was asked for.
+        stats: Of its batch.
+        start: Number of the batch's first picture in the order.
+        index: Of the picture in its batch.
+    """
+    asked = {**order.asked, order.kind: order.subjects[start + index]}
+    return {**asked, **_settings(pipe, order), **_made(pipe, stats, index)}
 
 
 def _settings(pipe: "VisualARPipeline", order: Order) -> dict[str, Any]:

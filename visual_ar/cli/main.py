@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from visual_ar.cli import bench, convert, data, evaluate, generate, info, serve, train
+from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
 from visual_ar.cli.result import ARGUMENTS
 
 USER_ERRORS = (ValueError, OSError, ImportError)
@@ -54,6 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(evaluate.app, name="evaluate")
