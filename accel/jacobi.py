@@ -146,7 +146,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         buffers: JacobiBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        u = _numbers(state, buffers, offsets)  # [4, B, W]
+        u = pass_numbers(state, buffers, offsets)  # [4, B, W]
         feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
         p = state.law(state.forward(feed, ranks - 1), ranks)
         drafts = state.tokens.gather(1, ranks[:, :-1])
@@ -248,7 +248,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         buffers.q = torch.where(enters[..., None], initial_q, carried)
 
 
-def _numbers(state: DecodeState, buffers: JacobiBuffers, offsets: Tensor) -> Tensor:
+def pass_numbers(state: DecodeState, buffers: JacobiBuffers, offsets: Tensor) -> Tensor:
     """Uniform numbers of this pass for the ranks of the window.
 
     At small batches several passes are computed at a time: the hundred small operations of a

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 import visual_ar.accel
 from visual_ar.accel import acceptance
 from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
@@ -70,6 +71,10 @@ METHODS = {
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=2),
+    "denoising gently": SpeculativeDenoisingDecoding(window=4, steps=4),
+    "denoising at once": SpeculativeDenoisingDecoding(window=4, steps=1),
+    "denoising window 1": SpeculativeDenoisingDecoding(window=1),
 }
 
 
@@ -299,12 +304,42 @@ class BlockWithKeptDrafts(SpeculativeJacobiDecoding):
         self.register_to_config(coupling="maximal")
 
 
+class NoisySlotsVerified(SpeculativeDenoisingDecoding):
+    """Mutant: drafts are kept though they, and what follows them, were computed from noise."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=4, steps=4)
+
+    def _tested(self, state, passes, ranks):
+        return passes
+
+
+class NoisyDraftKeepsFirstLaw(SpeculativeDenoisingDecoding):
+    """Mutant: q of a draft is the law of the pass before, not the one it was last drawn from."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=4, steps=2)
+
+    def _shift(self, state, p, moved, newest, u):
+        old = state.method.q.clone()
+        super()._shift(state, p, moved, newest, u)
+        row = moved[:, None] + torch.arange(3)
+        stale = old[torch.arange(len(old))[:, None], row.clamp(max=2)]
+        tokens = state.tokens.gather(1, state.length[:, None] + torch.arange(3))
+        possible = stale.gather(-1, tokens[..., None]) > 0
+        state.method.q = torch.where((row < 3)[..., None] & possible, stale, state.method.q)
+
+
 MUTANTS = {
     "stale law": (StaleLaw, Case(seed=1)),
     "residual from p": (ResidualFromTarget, Case(seed=1)),
     "residual warped twice": (ResidualWarpedTwice, Case(temperature=0.5, seed=1)),
     "greedy draft": (GreedyDraftScoredAsSample, Case(seed=1)),
     "slowest row leads": (SlowestRowLeads, Case(seed=1)),
+    "noisy slots verified": (NoisySlotsVerified, Case(seed=1)),
+    "noisy draft's first law": (NoisyDraftKeepsFirstLaw, Case(seed=1)),
 }
 
 
@@ -338,14 +373,14 @@ def test_a_draft_that_sees_later_ranks_is_detected(monkeypatch):
     """Mutant: the uniform that drew a draft also decides whether it is kept."""
     from visual_ar.accel import jacobi
 
-    true_numbers = jacobi._numbers
+    true_numbers = jacobi.pass_numbers
 
     def shared(state, buffers, offsets):
         u = true_numbers(state, buffers, offsets).clone()
         u[0] = u[2]
         return u
 
-    monkeypatch.setattr(jacobi, "_numbers", shared)
+    monkeypatch.setattr(jacobi, "pass_numbers", shared)
     monkeypatch.setattr(
         jacobi, "uniforms", lambda seed, ranks, attempt: jacobi_fixed(seed, ranks, attempt)
     )

@@ -17,6 +17,7 @@ CLASSES = {  # public name -> module
     "SequentialDecoding": "sequential",
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
+    "SpeculativeDenoisingDecoding": "denoising",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -24,6 +25,7 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "jacobi": "SpeculativeJacobiDecoding",
     "jacobi-published": "SpeculativeJacobiDecoding.published",
     "exact-match": "ExactMatchJacobiDecoding",
+    "denoising": "SpeculativeDenoisingDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

@@ -84,7 +84,7 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published or exact-match. "
+            help="sequential, jacobi, jacobi-published, exact-match or denoising. "
             "[dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -33,6 +33,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "GPT-7B": (32, 32, 4096),
 }
 """Published sizes: layers, heads, width."""
+
+Adapt = Callable[[int, Tensor], Tensor]
+"""What a derived model does to the input [R, Q, D] of block i; i = n_layer is the last norm."""
 
 _DOWNSAMPLE = 16  # pixels a cell in every published generator
 _INITIAL_STD = 0.02
@@ -235,16 +238,31 @@ class LlamaGen(TokenModel):
         Returns:
             [R, Q, D] hidden states, ready for `predict`.
         """
+        return self._forward(x, ranks, cache, visible)
+
+    def _forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None,
+        visible: Tensor | None,
+        adapt: Adapt | None = None,
+    ) -> Tensor:
         slots = ranks + self.prefix_length
         if cache is not None and visible is None:
             visible = cache.visible(slots)
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, slots, mask, cache)
+        return self._run(x, slots, mask, cache, adapt)
 
     def _run(
-        self, x: Tensor, slots: Tensor, mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        slots: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        adapt: Adapt | None = None,
     ) -> Tensor:
         """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
         table = self._rotation_table(x.device)
@@ -253,8 +271,8 @@ class LlamaGen(TokenModel):
         if self.training:
             x = F.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, shared)
-        return self.norm(x)
+            x = block(x if adapt is None else adapt(layer, x), layer, shared)
+        return self.norm(x if adapt is None else adapt(len(self.layers), x))
 
     def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""
