@@ -96,7 +96,7 @@ class ToyTokenModel(DenoisingModel):
 
     def noise_ratios(self, steps: int) -> Tensor:
         """Evenly spaced up to 4. [steps + 1]."""
-        return torch.linspace(0, 4, steps + 1)
+        return torch.linspace(0, 4, steps + 1, device=self.device)
 
     def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """The contributions, which are standard normal. int64 [R, Q] twice; [R, Q, D]."""
