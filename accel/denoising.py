@@ -62,10 +62,12 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     Args:
         window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device, as
             judged by the runs of the widest.
-        steps: levels of noise, at least 1. A rank enters at the highest. Every pass lowers it by
-            one at least, and at offset k of the window to floor(k steps / window) at most, so the
-            first window / steps ranks are always tokens. 1 is Jacobi decoding with maximal
-            coupling, in which a rank is noise for one pass.
+        steps: levels of noise, at least 1. A rank enters at the highest, every pass lowers it by
+            one at least, and by more where the front comes near: the most that a rank may have
+            falls evenly from the end of the window to the clean ranks. 1 is Jacobi decoding with
+            maximal coupling, in which a rank is noise for one pass.
+        clean: ranks at the head of the window that are always tokens, at least 1. A pass commits
+            at most one more than there are tokens at the head.
 
     Raises:
         ValueError: an option outside its range.
@@ -75,10 +77,11 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     requires = frozenset({"categorical", "denoising"})
 
     @register_to_config
-    def __init__(self, window: int | str = 32, steps: int = 4) -> None:
+    def __init__(self, window: int | str = 32, steps: int = 8, clean: int = 8) -> None:
         check_window(window)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        for name, value in (("steps", steps), ("clean", clean)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -208,8 +211,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         offsets = torch.arange(state.window - 1, device=newest.device)
         ranks = state.length[:, None] + offsets
         old = buffers.levels.gather(1, ranks)
-        nearest = torch.div(offsets * self.config.steps, state.window, rounding_mode="floor")
-        new = torch.minimum(old - 1, nearest).clamp(min=0)
+        new = torch.minimum(old - 1, self._most(offsets, state.window)).clamp(min=0)
         new = torch.where(ranks <= newest[:, None], new, old)
         signal, deviation = _scales(buffers.ratios)
         # Level 0 has no noise to shrink; nobody reads its latents.
@@ -220,6 +222,13 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         pictures = torch.arange(state.slots, device=newest.device)[:, None]
         buffers.latents[pictures, ranks] = moved
         buffers.levels.scatter_(1, ranks, new)
+
+    def _most(self, offsets: Tensor, window: int) -> Tensor:
+        """Highest noise level after a pass, int64 [K]. offsets: int64 [K], into the window."""
+        steps, clean = self.config.steps, self.config.clean
+        past = (offsets - clean) * steps
+        level = torch.div(past, max(window - clean, 1), rounding_mode="floor") + 1
+        return torch.where(offsets < clean, 0, level.clamp(max=steps))
 
 
 def _model(state: DecodeState) -> DenoisingModel:

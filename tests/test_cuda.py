@@ -23,7 +23,7 @@ METHODS = {
     "exact-match": ExactMatchJacobiDecoding(window=3),
     **{c: SpeculativeJacobiDecoding(3, c) for c in ("independent", "maximal", "gumbel")},
     "above-law": SpeculativeJacobiDecoding(window=3, init="above-law"),
-    "denoising": SpeculativeDenoisingDecoding(window=3, steps=3),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=3, clean=1),
 }
 
 

@@ -59,7 +59,7 @@ def test_noise_ratios_rise_from_none_to_the_largest():
         assert ratios.shape == (steps + 1,) and float(ratios[0]) == 0
         assert float(ratios[-1]) == pytest.approx(10, rel=1e-4)
         assert bool((ratios.diff() > 0).all())
-    assert float(model.noise_ratios(2)[1]) == pytest.approx(0.3, rel=1e-4)
+    assert float(model.noise_ratios(2)[1]) == pytest.approx(1.5, rel=1e-4)
 
 
 @torch.no_grad()
@@ -124,13 +124,6 @@ def enumerate_base(base: LlamaGen, label: int, guidance: float) -> torch.Tensor:
     return laws.gather(-1, sequences[..., None])[..., 0].prod(-1)
 
 
-class NoisySlotsVerified(SpeculativeDenoisingDecoding):
-    """Mutant: drafts are verified whatever they were fed as."""
-
-    def _tested(self, state, passes, ranks):
-        return passes
-
-
 def p_value(method, pictures=20_000):
     base, model = build()
     sampling = Sampling.create(list(range(pictures)), guidance=1.5)
@@ -139,14 +132,16 @@ def p_value(method, pictures=20_000):
     return chi_square(sequence_index(tokens, 3), enumerate_base(base, 1, 1.5))
 
 
-def test_pictures_follow_the_law_of_the_model_underneath():
-    assert p_value(SpeculativeDenoisingDecoding(window=4, steps=4)) > 1e-4
-    assert p_value(NoisySlotsVerified(window=4, steps=4)) < 1e-9
+def test_pictures_follow_the_law_of_the_model_underneath(monkeypatch):
+    method = SpeculativeDenoisingDecoding(window=4, steps=4, clean=1)
+    assert p_value(method) > 1e-4
+    monkeypatch.setattr(method, "_tested", lambda state, passes, ranks: passes)
+    assert p_value(method) < 1e-9, "drafts that were fed as noise must not be verified"
 
 
 def test_ranks_grow_clean_from_left_to_right_and_with_every_pass():
     model = ToyTokenModel(vocab_size=3, grid=(30,))
-    method = SpeculativeDenoisingDecoding(window=8, steps=4)
+    method = SpeculativeDenoisingDecoding(window=8, steps=4, clean=2)
     layout = model.layout((30,))
     state = method.init(model, layout, slots=5, guided=False, window=8)
     sampling = Sampling.create(list(range(5)))
@@ -167,7 +162,7 @@ def test_ranks_grow_clean_from_left_to_right_and_with_every_pass():
 
 def test_a_clean_rank_has_lost_its_noise_and_a_noisy_one_moves_to_its_token():
     model = ToyTokenModel(vocab_size=3, grid=(12,))
-    method = SpeculativeDenoisingDecoding(window=12, steps=6)
+    method = SpeculativeDenoisingDecoding(window=12, steps=6, clean=2)
     layout = model.layout((12,))
     state = method.init(model, layout, slots=1, guided=False, window=12)
     method.admit(state, torch.tensor([0]), model.condition([0], False), Sampling.create([3]))
@@ -231,18 +226,25 @@ def test_a_model_that_reads_no_noise_is_refused(tiny_pipeline):
         tiny_pipeline(class_labels="cat")
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "four"])
-def test_bad_steps_are_named(steps):
-    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got"):
-        SpeculativeDenoisingDecoding(steps=steps)
+@pytest.mark.parametrize("name", ["steps", "clean"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "four"])
+def test_bad_options_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got"):
+        SpeculativeDenoisingDecoding(**{name: value})
+
+
+def test_noise_falls_evenly_towards_the_clean_ranks():
+    method = SpeculativeDenoisingDecoding(window=11, steps=4, clean=3)
+    assert method._most(torch.arange(10), 11).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert method._most(torch.arange(2), 3).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"adapter_dim": 0}, "adapter_dim must be at least 1, got 0"),
-        ({"smallest_ratio": 0.0}, "smallest_ratio must be above 0 .* got 0.0 and 40.0"),
-        ({"largest_ratio": 0.1}, "below largest_ratio, got 0.3 and 0.1"),
+        ({"smallest_ratio": 0.0}, "smallest_ratio must be above 0 .* got 0.0 and 30.0"),
+        ({"largest_ratio": 0.1}, "below largest_ratio, got 1.5 and 0.1"),
     ],
 )
 def test_bad_options_of_the_model_are_named(options, message):

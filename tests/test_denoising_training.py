@@ -144,7 +144,7 @@ def test_the_small_change_brings_its_base_along(
     ours, theirs = small.model.state_dict(), whole.model.state_dict()
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert small.config.temperature == 0.8 and small.scheduler.config.steps == 4
+    assert small.config.temperature == 0.8 and small.scheduler.config.steps == 8
     for pipe in (small, whole):
         pipe.set_progress_bar_config(disable=True)
     tokens = [pipe("green tree", seeds=2, output_type="tokens").tokens for pipe in (small, whole)]

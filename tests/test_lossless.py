@@ -71,9 +71,9 @@ METHODS = {
     "gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel"),
     "gumbel above": SpeculativeJacobiDecoding(window=3, coupling="gumbel", init="above"),
     "window 1": SpeculativeJacobiDecoding(window=1),
-    "denoising": SpeculativeDenoisingDecoding(window=3, steps=2),
-    "denoising gently": SpeculativeDenoisingDecoding(window=4, steps=4),
-    "denoising at once": SpeculativeDenoisingDecoding(window=4, steps=1),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=2, clean=1),
+    "denoising gently": SpeculativeDenoisingDecoding(window=4, steps=4, clean=1),
+    "denoising at once": SpeculativeDenoisingDecoding(window=4, steps=1, clean=2),
     "denoising window 1": SpeculativeDenoisingDecoding(window=1),
 }
 
@@ -309,7 +309,7 @@ class NoisySlotsVerified(SpeculativeDenoisingDecoding):
 
     @register_to_config
     def __init__(self) -> None:
-        super().__init__(window=4, steps=4)
+        super().__init__(window=4, steps=4, clean=1)
 
     def _tested(self, state, passes, ranks):
         return passes
@@ -320,7 +320,7 @@ class NoisyDraftKeepsFirstLaw(SpeculativeDenoisingDecoding):
 
     @register_to_config
     def __init__(self) -> None:
-        super().__init__(window=4, steps=2)
+        super().__init__(window=4, steps=2, clean=1)
 
     def _shift(self, state, p, moved, newest, u):
         old = state.method.q.clone()

@@ -117,6 +117,17 @@ def generate(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Levels of noise (denoising only).", rich_help_panel=METHOD),
+    ] = None,
+    clean: Annotated[
+        int | None,
+        typer.Option(
+            help="Drafts at the head of the window without noise (denoising only).",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -198,8 +209,8 @@ def generate(
         check_output_file(path, ".png")
     set_threads(threads)
     pipe = load(model, device, dtype)
-    own = {"window": parse_window(window), "coupling": coupling, "init": init, "rule": rule}
-    pipe.scheduler = build(method, own, pipe.scheduler)
+    own = {"coupling": coupling, "init": init, "rule": rule, "steps": steps, "clean": clean}
+    pipe.scheduler = build(method, {"window": parse_window(window)} | own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     order = Order(
         kind=kind,

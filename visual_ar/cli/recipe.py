@@ -26,6 +26,8 @@ FLAGS = {
     "coupling": "--coupling",
     "init": "--init",
     "rule": "--rule",
+    "steps": "--steps",
+    "clean": "--clean",
     "complete": "--complete",
     "keep_rows": "--keep-rows",
     "mask": "--mask",

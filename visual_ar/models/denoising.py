@@ -94,7 +94,8 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         ffn_dim: see `LlamaGen`.
         dropout: see `LlamaGen`.
         adapter_dim: width of the adapters' feed-forward, at least 1.
-        smallest_ratio: least noise to signal of a noisy input, above 0.
+        smallest_ratio: least noise to signal of a noisy input, above 0; one that leaves no doubt
+            about the token. V codes in D dimensions are told apart up to about sqrt(D / (4 ln V)).
         largest_ratio: noise to signal of an input that tells nothing yet.
 
     Raises:
@@ -118,8 +119,8 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         ffn_dim: int | None = None,
         dropout: float = 0.1,
         adapter_dim: int = 96,
-        smallest_ratio: float = 0.3,
-        largest_ratio: float = 40.0,
+        smallest_ratio: float = 1.5,
+        largest_ratio: float = 30.0,
     ) -> None:
         if adapter_dim < 1:
             raise ValueError(f"adapter_dim must be at least 1, got {adapter_dim}")
@@ -160,7 +161,8 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         table = base.tok_embeddings.weight.detach().float()
         model.denoiser.mean.copy_(table.mean(0))
         model.denoiser.deviation.copy_(table.std(0).clamp(min=1e-6))
-        return model.to(base.device, base.dtype)
+        model = model.to(base.device)
+        return model if model.dtype == base.dtype else model.to(base.dtype)
 
     def noise_ratio(self, level: Tensor) -> Tensor:
         """Karras et al. (2022), equation 5: ratios by level in [0, 1], 0 the smallest. fp32."""
