@@ -137,17 +137,24 @@ class DecodeState:
         Returns:
             [R, Q, D] hidden states.
         """
-        x, row_ranks = self.embed(tokens, ranks), self.twice(ranks)
+        x, row_ranks = self.inputs(self.model.embed(tokens, ranks), ranks)
         if slots is None:
             return self.model.forward(x, row_ranks, self.cache, visible)
         return self.model.forward(x, row_ranks, self.cache, visible, slots)
 
-    def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Embeddings [R, Q, D] for every row; arguments as for `forward`."""
-        x = self.twice(self.model.embed(tokens, ranks))
-        first = self.twice(ranks[:, :1])
-        x[:, :1] = torch.where((first < 0)[..., None], self.root, x[:, :1])
-        return x
+    def inputs(self, x: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+        """What every row is fed: rank -1, which may only stand in the first column, has the root.
+
+        Args:
+            x: [B, Q, D] embeddings, which may be written to.
+            ranks: int64 [B, Q], from -1.
+
+        Returns:
+            [R, Q, D] embeddings, and int64 [R, Q].
+        """
+        x, ranks = self.twice(x), self.twice(ranks)
+        x[:, :1] = torch.where((ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
+        return x, ranks
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.

@@ -99,8 +99,9 @@ class HeadMemory:
         self.cache.extent = min(state.cache.extent - state.cache.prefix + 1, self.cache.slots)
         offsets = torch.arange(self._features.shape[1], device=self._start.device)
         ranks = self._start[:, None] + offsets
-        embeddings = state.embed(state.tokens.gather(1, ranks.clamp(min=0)), ranks)
-        foretold = self.head(embeddings, self._features, state.twice(ranks), self.cache)
+        tokens = state.tokens.gather(1, ranks.clamp(min=0))
+        embeddings, rows = state.inputs(state.model.embed(tokens, ranks), ranks)
+        foretold = self.head(embeddings, self._features, rows, self.cache)
         # A slot that is idle has nothing new, and nobody reads what it drafts.
         newest = (state.length - 1 - self._start).clamp(min=0)[:, None]
         return take_rows(foretold, state.twice(newest))

@@ -194,6 +194,8 @@ def test_info_says_who_verifies_and_why(monkeypatch):
         (["--method", "jacobi", "--init", "luck"], "got 'luck'"),
         (["--method", "jacobi-published", "--window", 4], "window must be left out"),
         (["--window", 4], "window must be left out with method SequentialDecoding, got 4"),
+        (["--steps", 4], "steps must be left out with method SequentialDecoding, got 4"),
+        (["--method", "denoising"], "needs a model with the capability 'denoising'"),
         (["--height", 9], "got 9x8"),
         (["--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
         (["--device", "cuda:99"], "device must be present on this machine, got 'cuda:99'"),

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.accel.tree_decoding import TreeDecoding
-from visual_ar.sampling import Sampling, gumbel_noise, uniforms
+from visual_ar.sampling import Sampling, gumbel_noise, normal_noise, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -25,6 +26,7 @@ METHODS = {
     **{c: SpeculativeJacobiDecoding(3, c) for c in ("independent", "maximal", "gumbel")},
     "above-law": SpeculativeJacobiDecoding(window=3, init="above-law"),
     "tree": TreeDecoding(window=3, tree="2x2", adapt="length"),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=3, clean=1),
 }
 
 
@@ -34,6 +36,8 @@ def test_random_numbers_are_those_of_the_cpu():
     assert torch.equal(on_gpu.cpu(), uniforms(seed, ranks, attempt))
     noise = gumbel_noise(seed[:, 0], ranks, 50)
     torch.testing.assert_close(gumbel_noise(seed[:, 0].cuda(), ranks.cuda(), 50).cpu(), noise)
+    normal = normal_noise(seed[:, 0], ranks, 50)
+    torch.testing.assert_close(normal_noise(seed[:, 0].cuda(), ranks.cuda(), 50).cpu(), normal)
 
 
 @pytest.mark.parametrize("method", METHODS)

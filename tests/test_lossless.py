@@ -11,6 +11,7 @@ import visual_ar.accel
 from visual_ar.accel import acceptance
 from visual_ar.accel.chain import PassNumbers
 from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
@@ -85,6 +86,10 @@ METHODS = {
     "draft head, block": DraftHeadDecoding(window=4, rule="block"),
     "draft head, window 1": DraftHeadDecoding(window=1),
     "draft head, tree": TreeDecoding(window=3, tree="2x2", drafter="head"),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=2, clean=1),
+    "denoising gently": SpeculativeDenoisingDecoding(window=4, steps=4, clean=1),
+    "denoising at once": SpeculativeDenoisingDecoding(window=4, steps=1, clean=2),
+    "denoising window 1": SpeculativeDenoisingDecoding(window=1),
 }
 
 
@@ -323,12 +328,42 @@ class BlockWithKeptDrafts(SpeculativeJacobiDecoding):
         self.register_to_config(coupling="maximal")
 
 
+class NoisySlotsVerified(SpeculativeDenoisingDecoding):
+    """Mutant: drafts are kept though they, and what follows them, were computed from noise."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=4, steps=4, clean=1)
+
+    def _tested(self, state, passes, ranks):
+        return passes
+
+
+class NoisyDraftKeepsFirstLaw(SpeculativeDenoisingDecoding):
+    """Mutant: q of a draft is the law of the pass before, not the one it was last drawn from."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=4, steps=2, clean=1)
+
+    def _shift(self, state, p, moved, newest, u):
+        old = state.method.q.clone()
+        super()._shift(state, p, moved, newest, u)
+        row = moved[:, None] + torch.arange(3)
+        stale = old[torch.arange(len(old))[:, None], row.clamp(max=2)]
+        tokens = state.tokens.gather(1, state.length[:, None] + torch.arange(3))
+        possible = stale.gather(-1, tokens[..., None]) > 0
+        state.method.q = torch.where((row < 3)[..., None] & possible, stale, state.method.q)
+
+
 MUTANTS = {
     "stale law": (StaleLaw, Case(seed=1)),
     "residual from p": (ResidualFromTarget, Case(seed=1)),
     "residual warped twice": (ResidualWarpedTwice, Case(temperature=0.5, seed=1)),
     "greedy draft": (GreedyDraftScoredAsSample, Case(seed=1)),
     "slowest row leads": (SlowestRowLeads, Case(seed=1)),
+    "noisy slots verified": (NoisySlotsVerified, Case(seed=1)),
+    "noisy draft's first law": (NoisyDraftKeepsFirstLaw, Case(seed=1)),
 }
 
 

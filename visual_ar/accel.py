@@ -19,6 +19,7 @@ CLASSES = {  # public name -> module
     "ExactMatchJacobiDecoding": "exact_match",
     "TreeDecoding": "tree_decoding",
     "DraftHeadDecoding": "draft_head",
+    "SpeculativeDenoisingDecoding": "denoising",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -30,6 +31,7 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "tree-spatial": "TreeDecoding.spatial",
     "tree-adaptive": "TreeDecoding.adaptive",
     "draft-head": "DraftHeadDecoding",
+    "denoising": "SpeculativeDenoisingDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

@@ -130,6 +130,7 @@ class VisualARPipeline(DiffusionPipeline):
 
         Args:
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
+                What only adds to another pipeline brings that one along.
             dtype: of the weights; by default float32.
             revision: branch, tag or commit on the hub.
             token: for hub repositories that are not public.
@@ -141,6 +142,13 @@ class VisualARPipeline(DiffusionPipeline):
             OSError: the hub cannot be reached.
         """
         folder = loading.find(name, revision, token, local_files_only)
+        delta = loading.read_delta(folder, cls.__name__)
+        if delta is not None:
+            base = loading.find(delta.base, None, token, local_files_only)
+            loading.check_base(delta, base)
+            pipe = cls.from_pretrained(base, dtype)
+            pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
+            return pipe
         loading.check(folder, cls.__name__)
         pipe = super().from_pretrained(
             str(folder),

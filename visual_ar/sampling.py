@@ -19,6 +19,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 UNIFORM_STREAM, GUMBEL_STREAM, BIT_STREAM = 0, 1, 2
+NORMAL_STREAM = _MASK32  # the last one: the streams of bits count up from theirs
 _LARGEST_UNIFORM = 1 - 2.0**-24
 
 
@@ -363,3 +364,20 @@ def gumbel_noise(seed: Tensor, ranks: Tensor, vocabulary: int) -> Tensor:
         u = _to_uniform(words.movedim(0, -1).flatten(-2)[..., :vocabulary])
         noise[:, start : start + 8] = -(-torch.log1p(-u)).log()
     return noise
+
+
+def normal_noise(seed: Tensor, ranks: Tensor, width: int) -> Tensor:
+    """Standard normal noise that is fixed for every (seed, rank).
+
+    Args:
+        seed: int64 [B].
+        ranks: int64 [M].
+        width: numbers D of every rank.
+
+    Returns:
+        fp32 [B, M, D].
+    """
+    blocks = torch.arange((width + 3) // 4, device=seed.device)
+    stream = torch.full((), NORMAL_STREAM, dtype=torch.int64, device=seed.device)
+    words = philox((ranks[:, None], blocks, stream, torch.zeros_like(stream)), seed[:, None, None])
+    return torch.special.ndtri(_to_uniform(words.movedim(0, -1).flatten(-2)[..., :width]))

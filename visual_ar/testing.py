@@ -19,13 +19,15 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout, raster_layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.base import DenoisingModel, TokenModel
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
 
 
-class ToyTokenModel(TokenModel):
+class ToyTokenModel(DenoisingModel):
     """Sums what every earlier (rank, token) pair contributes, and reads logits off the sum.
+
+    Noisy inputs are summed like any others, so that whoever conditions on them has another law.
 
     Args:
         vocab_size: V, at least 2.
@@ -36,7 +38,7 @@ class ToyTokenModel(TokenModel):
         seed: of the random parameters.
     """
 
-    capabilities = frozenset({"categorical", "trees"})
+    capabilities = frozenset({"categorical", "trees", "denoising"})
 
     @register_to_config
     def __init__(
@@ -95,6 +97,18 @@ class ToyTokenModel(TokenModel):
         """What a token contributes at its rank. tokens, ranks: int64 [R, Q]; [R, Q, D]."""
         return self.contributions[self._position(ranks), tokens]
 
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Evenly spaced up to 4. [steps + 1]."""
+        return torch.linspace(0, 4, steps + 1, device=self.device)
+
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """The contributions, which are standard normal. int64 [R, Q] twice; [R, Q, D]."""
+        return self.embed(tokens, ranks).float()
+
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """The latents themselves. [R, Q, D]; ratios: [R, Q]; returns [R, Q, D]."""
+        return latents.to(self.dtype)
+
     def forward(
         self,
         x: Tensor,
@@ -102,6 +116,7 @@ class ToyTokenModel(TokenModel):
         cache: KVCache | None = None,
         visible: Tensor | None = None,
         slots: Tensor | None = None,
+        noisy: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
         if cache is None:

@@ -85,7 +85,7 @@ def generate(
         str | None,
         typer.Option(
             help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
-            "tree-adaptive or draft-head. [dim]Default: the model's own.[/dim]",
+            "tree-adaptive, draft-head or denoising. [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -136,6 +136,17 @@ def generate(
         str | None,
         typer.Option(
             help="What of a tree follows what was accepted (tree only): none, length or shape.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Levels of noise (denoising only).", rich_help_panel=METHOD),
+    ] = None,
+    clean: Annotated[
+        int | None,
+        typer.Option(
+            help="Drafts at the head of the window without noise (denoising only).",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -228,6 +239,8 @@ def generate(
         "tree": tree,
         "drafter": drafter,
         "adapt": adapt,
+        "steps": steps,
+        "clean": clean,
     }
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)

@@ -29,6 +29,8 @@ FLAGS = {
     "tree": "--tree",
     "drafter": "--drafter",
     "adapt": "--adapt",
+    "steps": "--steps",
+    "clean": "--clean",
     "complete": "--complete",
     "keep_rows": "--keep-rows",
     "mask": "--mask",

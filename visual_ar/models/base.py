@@ -111,3 +111,35 @@ class TokenModel(ModelMixin, ConfigMixin):
         Returns:
             [R, Q, V] fp32 logits for a categorical head.
         """
+
+
+class DenoisingModel(TokenModel):
+    """A model with the capability "denoising": its inputs may be embeddings under Gaussian noise.
+
+    A latent is an embedding normalised to mean 0 and variance 1, under noise of ratio s: latents
+    read (e + s n) / sqrt(1 + s^2) with n normal, whatever s.
+    """
+
+    @abstractmethod
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Noise to signal, ascending: 0, then `steps` ratios up to the largest. [steps + 1]."""
+
+    @abstractmethod
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """Normalised embeddings, without noise. tokens, ranks: int64 [R, Q]; fp32 [R, Q, D]."""
+
+    @abstractmethod
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """Input embeddings of noisy latents. [R, Q, D]; ratios: [R, Q], above 0; [R, Q, D]."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None = None,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+        noisy: Tensor | None = None,
+    ) -> Tensor:
+        """See `TokenModel.forward`. noisy: bool [R, Q], inputs under noise; None is none."""

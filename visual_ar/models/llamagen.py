@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -33,6 +33,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "GPT-7B": (32, 32, 4096),
 }
 """Published sizes: layers, heads, width."""
+
+Adapt = Callable[[int, Tensor], Tensor]
+"""What a derived model does to the input [R, Q, D] of block i; i = n_layer is the last norm."""
 
 _DOWNSAMPLE = 16  # pixels a cell in every published generator
 _INITIAL_STD = 0.02
@@ -237,6 +240,17 @@ class LlamaGen(TokenModel):
         Returns:
             [R, Q, D] hidden states, ready for `predict`.
         """
+        return self._forward(x, ranks, cache, visible, slots)
+
+    def _forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None,
+        visible: Tensor | None,
+        slots: Tensor | None,
+        adapt: Adapt | None = None,
+    ) -> Tensor:
         positions = ranks + self.prefix_length
         slots = positions if slots is None else slots
         if cache is not None and visible is None:
@@ -244,7 +258,7 @@ class LlamaGen(TokenModel):
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, positions, mask, cache, slots)
+        return self._run(x, positions, mask, cache, slots, adapt)
 
     def _run(
         self,
@@ -253,6 +267,7 @@ class LlamaGen(TokenModel):
         mask: Tensor | None,
         cache: KVCache | None = None,
         slots: Tensor | None = None,
+        adapt: Adapt | None = None,
     ) -> Tensor:
         """`forward` behind its masks.
 
@@ -269,8 +284,8 @@ class LlamaGen(TokenModel):
         if self.training:
             x = F.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, shared)
-        return self.norm(x)
+            x = block(x if adapt is None else adapt(layer, x), layer, shared)
+        return self.norm(x if adapt is None else adapt(len(self.layers), x))
 
     def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import tomllib
 import types
 import typing
@@ -120,7 +121,7 @@ class Recipe:
 
     Attributes:
         name: of the run; also the name of the recipe file.
-        kind: "tokenizer", "generator" or "draft".
+        kind: "tokenizer", "generator", "draft" or "denoising".
         dataset: name of the prepared dataset.
         seed: of weights, order of the data and every other draw.
         steps: length of the run.
@@ -238,16 +239,42 @@ class DraftRecipe(Recipe):
                 )
 
 
+@dataclass(frozen=True)
+class DenoisingRecipe(Recipe):
+    """What makes a trained generator read noisy embeddings; `model` holds options of the denoiser.
+
+    Attributes:
+        base: name of the generator's recipe; its finished run lies beside this one's. Its data,
+            captions and sampling defaults are used again.
+        longest: most ranks of a run of noisy embeddings, at least 1.
+    """
+
+    base: str = ""
+    longest: int = 32
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise ValueError(f"longest must be at least 1, got {self.longest}")
+
+
 KINDS: dict[str, type[Recipe]] = {
     "tokenizer": TokenizerRecipe,
     "generator": GeneratorRecipe,
     "draft": DraftRecipe,
+    "denoising": DenoisingRecipe,
 }
 
 
 def bundled() -> dict[str, Path]:
     """The recipes of this package by name, in the order in which they have to be trained."""
-    order = ("emoji_tokenizer", "cifar10_tokenizer", "emoji", "cifar10", "emoji_draft")
+    order = (
+        "emoji_tokenizer",
+        "cifar10_tokenizer",
+        "emoji",
+        "cifar10",
+        "emoji_draft",
+        "emoji_denoising",
+    )
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 
 
@@ -273,10 +300,27 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
     gpu = table.pop("gpu", {})
     if device.startswith("cuda"):
         table = _merged(table, gpu)
-    kind = table.get("kind")
-    if kind not in KINDS:
-        raise ValueError(f"{path.name}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return _typed(KINDS[kind], table, path.name)
+    return _of_kind(table, path.name)
+
+
+def finished_recipe(run: Path) -> Recipe:
+    """The recipe of a finished run, as its metrics tell it.
+
+    Args:
+        run: folder of the run.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: the file is damaged.
+    """
+    path = run / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run.name} must be trained first, got no {path}")
+    try:
+        table = json.loads(path.read_text())["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must tell the recipe of a run: {error}") from error
+    return _of_kind(_without_nothing(table), str(path))
 
 
 def check_options(options: dict[str, Any], function: Callable[..., Any], where: str) -> None:
@@ -285,6 +329,22 @@ def check_options(options: dict[str, Any], function: Callable[..., Any], where: 
     for key in options:
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}")
+
+
+def _of_kind(table: dict[str, Any], where: str) -> Recipe:
+    kind = table.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return _typed(KINDS[kind], table, where)
+
+
+def _without_nothing(table: dict[str, Any]) -> dict[str, Any]:
+    """A table without the keys that JSON gives as null, which TOML leaves out."""
+    return {
+        key: _without_nothing(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
