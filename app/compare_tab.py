@@ -21,7 +21,7 @@ from visual_ar.app.shelf import Shelf
 from visual_ar.evaluation.speed import DEFAULT_METHODS, parse_method
 
 FIRST, SECOND = "sequential", "jacobi:window=16"
-METHOD_INFO = "A name, or name:option=value,option=value."
+METHOD_INFO = "A name, or one with options, such as jacobi:window=16."
 
 
 def choices() -> list[str]:
@@ -100,12 +100,17 @@ def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
     with gr.Row():
         first, second = (
             gr.Dropdown(
-                choices(), value=value, label=label, info=METHOD_INFO, allow_custom_value=True
+                choices(),
+                value=value,
+                label=label,
+                info=METHOD_INFO,
+                allow_custom_value=True,
+                min_width=280,
             )
             for label, value in (("First method", FIRST), ("Second method", SECOND))
         )
     with gr.Row():
-        start, stop = main_button("Compare"), gr.Button("Stop")
+        start, stop = main_button("Compare"), gr.Button("Stop", min_width=100)
     told = gr.Markdown(
         "Both draw from one seed, in turns on one device; each clock runs only during the passes "
         "of its own method. Sampling is set on the tab Generate.",
@@ -163,7 +168,11 @@ def _pictures() -> list[Any]:
                     )
                 )
     shown.append(gr.HTML(label="Pass that accepted the token"))
-    shown.append(gr.Dataframe(label="Measured", interactive=False, wrap=True))
+    shown.append(
+        gr.Dataframe(
+            headers=["", "first", "second"], label="Measured", interactive=False, wrap=True
+        )
+    )
     return shown
 
 
