@@ -154,26 +154,37 @@ def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
 def _pictures() -> list[Any]:
     """Two pictures, two maps, the legend and the table."""
     shown: list[Any] = []
-    for kind in ("picture", "acceptance map"):
+    for kind, caption in (
+        ("picture", "The first picture and the second:"),
+        ("acceptance map", "The pass in which each of their tokens was accepted:"),
+    ):
+        gr.Markdown(caption)
         with gr.Row():
-            for which in ("First", "Second"):
-                shown.append(
-                    gr.Image(
-                        label=f"{which} {kind}",
-                        format="png",
-                        interactive=False,
-                        min_width=140,
-                        buttons=["fullscreen"],
-                        elem_classes="pictures",
-                    )
-                )
-    shown.append(gr.HTML(label="Pass that accepted the token"))
+            shown += [_image(f"{which} {kind}") for which in ("First", "Second")]
+    shown.append(gr.HTML(label="Colours of the passes"))
     shown.append(
         gr.Dataframe(
-            headers=["", "first", "second"], label="Measured", interactive=False, wrap=True
+            headers=["", "first", "second"],
+            column_widths=["50%", "25%", "25%"],
+            label="Measured",
+            interactive=False,
+            wrap=True,
         )
     )
     return shown
+
+
+def _image(label: str) -> gr.Image:
+    """A picture without its label on it, which would hide a corner on a phone."""
+    return gr.Image(
+        label=label,
+        show_label=False,
+        format="png",
+        interactive=False,
+        min_width=140,
+        buttons=["fullscreen"],
+        elem_classes="pictures",
+    )
 
 
 def _slider() -> gr.ImageSlider:

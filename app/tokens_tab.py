@@ -56,9 +56,11 @@ def add_tokens_tab(shelf: Shelf) -> None:
         interactive=False,
     )
     which = gr.Radio([], label="Swap codes of", visible=False)
+    gr.Markdown("Click a cell to swap its code for a neighbour, or name the cell:")
     with gr.Row():
         edited = gr.Image(
-            label="Click a cell to swap its code for a neighbour",
+            label="Reconstruction with swapped codes",
+            show_label=False,
             format="png",
             interactive=False,
             buttons=["fullscreen"],
