@@ -132,6 +132,7 @@ def _on_change(shelf: Shelf, controls: Controls, dice: gr.Button) -> None:
         followers,
         api_name="choose_model",
         concurrency_id=DEVICE,
+        show_progress_on=[controls.about],
     )
     controls.method.input(
         sentences(choose_method),
@@ -186,7 +187,12 @@ def _on_restore(shelf: Shelf, controls: Controls, file: gr.UploadButton) -> None
         *controls.of_method,
     ]
     file.upload(
-        sentences(restore_picture), file, outputs, api_name="restore", concurrency_id=DEVICE
+        sentences(restore_picture),
+        file,
+        outputs,
+        api_name="restore",
+        concurrency_id=DEVICE,
+        show_progress_on=[controls.about],  # an error must not cover every control
     )
 
 

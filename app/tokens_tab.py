@@ -139,7 +139,11 @@ def _connect(
     swapping = [sentences(swap_code), [views, which, row, column, rank], [views, edited, told]]
     swap.click(*swapping, api_name="swap", **heavy)
     clicked = edited.select(
-        sentences(find_cell), [views, which], [row, column], api_name="find_cell"
+        sentences(find_cell),
+        [views, which],
+        [row, column],
+        api_name="find_cell",
+        show_progress="hidden",
     )
     clicked.success(*swapping, api_name="swap_clicked", **heavy)
 

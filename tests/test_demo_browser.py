@@ -182,6 +182,9 @@ def test_what_goes_wrong_is_a_sentence(visitor, tmp_path):
     text = base64.b64encode(b"no picture").decode()
     visitor.evaluate(DROP, [text, "text.png"])
     says(visitor, "the upload must be a picture")
+    assert field(visitor, "Seed").is_visible()
+    covers = visitor.locator(".subject .error")
+    assert covers.count() == 0, "an error covers controls"
 
 
 def test_a_cell_is_clicked_and_its_code_swapped(visitor, tmp_path):
