@@ -110,7 +110,7 @@ def add_benchmark_tab(shelf: Shelf, model: gr.Dropdown) -> None:
         pictures = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures of a round")
         rounds = gr.Slider(1, MOST_ROUNDS, 1, step=1, label="Rounds")
     with gr.Row():
-        start, stop = main_button("Measure"), gr.Button("Stop")
+        start, stop = main_button("Measure"), gr.Button("Stop", min_width=100)
     told = gr.Markdown("At batch size 1 and the model's own sampling.", elem_classes="stats")
     plot = gr.ScatterPlot(
         x=SPEED,

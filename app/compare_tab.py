@@ -21,7 +21,7 @@ from visual_ar.app.shelf import Shelf
 from visual_ar.evaluation.speed import DEFAULT_METHODS, parse_method
 
 FIRST, SECOND = "sequential", "jacobi:window=16"
-METHOD_INFO = "A name, or name:option=value,option=value."
+METHOD_INFO = "A name, or one with options, such as jacobi:window=16."
 
 
 def choices() -> list[str]:
@@ -100,12 +100,17 @@ def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
     with gr.Row():
         first, second = (
             gr.Dropdown(
-                choices(), value=value, label=label, info=METHOD_INFO, allow_custom_value=True
+                choices(),
+                value=value,
+                label=label,
+                info=METHOD_INFO,
+                allow_custom_value=True,
+                min_width=280,
             )
             for label, value in (("First method", FIRST), ("Second method", SECOND))
         )
     with gr.Row():
-        start, stop = main_button("Compare"), gr.Button("Stop")
+        start, stop = main_button("Compare"), gr.Button("Stop", min_width=100)
     told = gr.Markdown(
         "Both draw from one seed, in turns on one device; each clock runs only during the passes "
         "of its own method. Sampling is set on the tab Generate.",
@@ -149,22 +154,37 @@ def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
 def _pictures() -> list[Any]:
     """Two pictures, two maps, the legend and the table."""
     shown: list[Any] = []
-    for kind in ("picture", "acceptance map"):
+    for kind, caption in (
+        ("picture", "The first picture and the second:"),
+        ("acceptance map", "The pass in which each of their tokens was accepted:"),
+    ):
+        gr.Markdown(caption)
         with gr.Row():
-            for which in ("First", "Second"):
-                shown.append(
-                    gr.Image(
-                        label=f"{which} {kind}",
-                        format="png",
-                        interactive=False,
-                        min_width=140,
-                        buttons=["fullscreen"],
-                        elem_classes="pictures",
-                    )
-                )
-    shown.append(gr.HTML(label="Pass that accepted the token"))
-    shown.append(gr.Dataframe(label="Measured", interactive=False, wrap=True))
+            shown += [_image(f"{which} {kind}") for which in ("First", "Second")]
+    shown.append(gr.HTML(label="Colours of the passes"))
+    shown.append(
+        gr.Dataframe(
+            headers=["", "first", "second"],
+            column_widths=["50%", "25%", "25%"],
+            label="Measured",
+            interactive=False,
+            wrap=True,
+        )
+    )
     return shown
+
+
+def _image(label: str) -> gr.Image:
+    """A picture without its label on it, which would hide a corner on a phone."""
+    return gr.Image(
+        label=label,
+        show_label=False,
+        format="png",
+        interactive=False,
+        min_width=140,
+        buttons=["fullscreen"],
+        elem_classes="pictures",
+    )
 
 
 def _slider() -> gr.ImageSlider:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from visual_ar.accel.decoding import Decoding
 from visual_ar.app.methods import with_method
@@ -90,11 +89,10 @@ def race(
     yield
 
 
-def table(first: Lane, second: Lane) -> dict[str, list[Any]]:
-    """Headers and rows ("data") of what two lanes took that have made a pass."""
+def table(first: Lane, second: Lane) -> list[list[str]]:
+    """What two lanes took that have made a pass: rows of a measure and a value of each."""
     columns = [_column(lane) for lane in (first, second)]
-    rows = [[row, columns[0][row], columns[1][row]] for row in columns[0]]
-    return {"headers": ["", first.name, second.name], "data": rows}
+    return [[row, columns[0][row], columns[1][row]] for row in columns[0]]
 
 
 def _column(lane: Lane) -> dict[str, str]:

@@ -14,7 +14,7 @@ from visual_ar import accel
 from visual_ar.app import methods
 from visual_ar.app.page import main_button, name_list
 from visual_ar.app.settings import LONGEST_PROMPT, MOST_PICTURES, PICTURES
-from visual_ar.app.shelf import Shelf, known_subjects
+from visual_ar.app.shelf import known_subjects
 from visual_ar.cli.method import command_name
 from visual_ar.pipeline import VisualARPipeline
 
@@ -180,11 +180,11 @@ def option_updates(method: str, values: dict[str, Any]) -> list[Any]:
     ]
 
 
-def make_controls(
-    shelf: Shelf, pipe: VisualARPipeline, model: gr.Dropdown, names: gr.HTML
-) -> tuple[Controls, gr.Button, gr.Button, gr.Button, gr.UploadButton]:
-    """The controls, and the buttons to start, to stop, to roll a seed and to restore a picture."""
-    asked, config = subject_of(pipe, shelf.first), pipe.config
+def make_prompt(
+    pipe: VisualARPipeline, name: str
+) -> tuple[gr.Textbox, gr.Dataset, gr.Button, gr.Button]:
+    """The prompt, its examples, and the buttons that start and stop the drawing."""
+    asked = subject_of(pipe, name)
     subject = gr.Textbox(
         asked.value,
         label=asked.label,
@@ -201,7 +201,19 @@ def make_controls(
         container=False,
     )
     with gr.Row():
-        start, stop = main_button("Generate"), gr.Button("Stop")
+        start, stop = main_button("Generate"), gr.Button("Stop", min_width=100)
+    return subject, examples, start, stop
+
+
+def make_controls(
+    pipe: VisualARPipeline,
+    model: gr.Dropdown,
+    names: gr.HTML,
+    subject: gr.Textbox,
+    examples: gr.Dataset,
+) -> tuple[Controls, gr.Button, gr.UploadButton]:
+    """All other controls, and the buttons to roll a seed and to restore a picture."""
+    config = pipe.config
     pictures = gr.Slider(1, MOST_PICTURES, PICTURES, step=1, label="Pictures")
     with gr.Row(equal_height=True):
         seed = gr.Textbox("0", label="Seed", min_width=120, max_lines=1)
@@ -274,7 +286,7 @@ def make_controls(
         options=options,
         about=about,
     )
-    return controls, start, stop, dice, recipe_file
+    return controls, dice, recipe_file
 
 
 def _option_controls(method: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from visual_ar.app.controls import (
     Controls,
     about_method,
     make_controls,
+    make_prompt,
     model_updates,
     option_updates,
     shipped_method,
@@ -32,9 +33,8 @@ SEED_BITS = 31
 def add_generate_tab(shelf: Shelf, model: gr.Dropdown, names: gr.HTML) -> Controls:
     """Puts the tab's content where it is called, and its handlers. Returns its controls."""
     pipe = shelf.get(shelf.first)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            controls, start, stop, dice, recipe_file = make_controls(shelf, pipe, model, names)
+    subject, examples, start, stop = make_prompt(pipe, shelf.first)
+    with gr.Row():  # the pictures first, which a phone shows one below the other
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
                 label="Pictures",
@@ -47,6 +47,8 @@ def add_generate_tab(shelf: Shelf, model: gr.Dropdown, names: gr.HTML) -> Contro
                 interactive=False,
             )
             status = gr.Markdown("", elem_classes="stats")
+        with gr.Column(scale=2, min_width=300):
+            controls, dice, recipe_file = make_controls(pipe, model, names, subject, examples)
     _on_draw(shelf, controls, start, stop, gallery, status)
     _on_change(shelf, controls, dice)
     _on_restore(shelf, controls, recipe_file)
@@ -130,6 +132,7 @@ def _on_change(shelf: Shelf, controls: Controls, dice: gr.Button) -> None:
         followers,
         api_name="choose_model",
         concurrency_id=DEVICE,
+        show_progress_on=[controls.about],
     )
     controls.method.input(
         sentences(choose_method),
@@ -184,7 +187,12 @@ def _on_restore(shelf: Shelf, controls: Controls, file: gr.UploadButton) -> None
         *controls.of_method,
     ]
     file.upload(
-        sentences(restore_picture), file, outputs, api_name="restore", concurrency_id=DEVICE
+        sentences(restore_picture),
+        file,
+        outputs,
+        api_name="restore",
+        concurrency_id=DEVICE,
+        show_progress_on=[controls.about],  # an error must not cover every control
     )
 
 

@@ -70,6 +70,7 @@ def add_models_tab(shelf: Shelf, controls: Controls) -> None:
         wanted,
         [status, controls.model, shown, table, text, *followers],
         api_name="load_model",
+        show_progress_on=[status],
         concurrency_id=DEVICE,
         concurrency_limit=1,
     )

@@ -54,4 +54,4 @@ def name_list(names: Sequence[str]) -> str:
 
 def main_button(label: str) -> gr.Button:
     """The button that starts a tab's work."""
-    return gr.Button(label, variant="primary", elem_classes="go")
+    return gr.Button(label, variant="primary", elem_classes="go", min_width=100)

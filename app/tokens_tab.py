@@ -56,9 +56,11 @@ def add_tokens_tab(shelf: Shelf) -> None:
         interactive=False,
     )
     which = gr.Radio([], label="Swap codes of", visible=False)
+    gr.Markdown("Click a cell to swap its code for a neighbour, or name the cell:")
     with gr.Row():
         edited = gr.Image(
-            label="Click a cell to swap its code for a neighbour",
+            label="Reconstruction with swapped codes",
+            show_label=False,
             format="png",
             interactive=False,
             buttons=["fullscreen"],
@@ -137,7 +139,11 @@ def _connect(
     swapping = [sentences(swap_code), [views, which, row, column, rank], [views, edited, told]]
     swap.click(*swapping, api_name="swap", **heavy)
     clicked = edited.select(
-        sentences(find_cell), [views, which], [row, column], api_name="find_cell"
+        sentences(find_cell),
+        [views, which],
+        [row, column],
+        api_name="find_cell",
+        show_progress="hidden",
     )
     clicked.success(*swapping, api_name="swap_clicked", **heavy)
 

@@ -77,7 +77,9 @@ def serving_app(app):
     import uvicorn
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, ws="none", log_level="critical", access_log=False)
+        config = uvicorn.Config(
+            app, ws="none", log_level="critical", access_log=False, timeout_graceful_shutdown=5
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

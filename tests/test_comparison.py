@@ -60,7 +60,7 @@ def test_two_lossless_methods_are_two_draws_from_one_law(tiny_pipeline):
     field, _ = run(tiny_pipeline, SequentialDecoding(), SpeculativeJacobiDecoding(window=4))
     told = comparison.conclusion(*field)
     assert told.startswith("Different in ") and "two draws from one law" in told
-    rows = {row[0]: row[1:] for row in comparison.table(*field)["data"]}
+    rows = {row[0]: row[1:] for row in comparison.table(*field)}
     assert rows["passes"][0] == "16" and int(rows["passes"][1]) < 16
     assert rows["lossless"] == ["True", "True"]
     assert rows["total variation a token"] == ["0", "0"]
@@ -70,7 +70,7 @@ def test_a_lossy_rule_is_named_and_spends(tiny_pipeline):
     lossy = SpeculativeJacobiDecoding(window=4, rule="omega/omega=2.0")
     field, _ = run(tiny_pipeline, SequentialDecoding(), lossy)
     assert "two does not follow the model's law" in comparison.conclusion(*field)
-    rows = {row[0]: row[1:] for row in comparison.table(*field)["data"]}
+    rows = {row[0]: row[1:] for row in comparison.table(*field)}
     assert rows["lossless"] == ["True", "False"]
     assert float(rows["total variation a token"][1]) > 0
 

@@ -1,11 +1,11 @@
 """The page in a real browser: what a visitor types, sees, drops, stops and is told.
 
-The pictures are those of a tiny pipeline, slowed down so that there is something to watch.
+The pictures are those of a tiny pipeline, held between passes so that there is something to watch.
 """
 
 import base64
 import shutil
-import time
+import threading
 
 import pytest
 
@@ -29,10 +29,30 @@ DROP = """([data, name]) => {
 PICTURES = ".pictures .grid-wrap img"
 
 
+class Pace:
+    """Lets passes of the model through: all of them, or as many as a test allows."""
+
+    def __init__(self):
+        self._held, self._allowed = False, threading.Semaphore(0)
+
+    def hold(self):
+        self._held, self._allowed = True, threading.Semaphore(0)
+
+    def allow(self, passes):
+        self._allowed.release(passes)
+
+    def free(self):
+        self._held = False
+        self._allowed.release(1_000)
+
+    def wait(self):
+        if self._held:
+            self._allowed.acquire()
+
+
 @pytest.fixture(scope="module")
 def pace():
-    """Seconds that a pass sleeps; tests set pace[0]."""
-    return [0.0]
+    return Pace()
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +60,12 @@ def address(make_tiny_pipeline, serving, pace, tmp_path_factory):
     """Where the page of a tiny text pipeline is served."""
     step = SequentialDecoding.step
 
-    def slow(self, state):
-        time.sleep(pace[0])
+    def paced(self, state):
+        pace.wait()
         return step(self, state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SequentialDecoding, "step", slow)
+        patch.setattr(SequentialDecoding, "step", paced)
         patch.setattr("visual_ar.app.shelf.bundled", dict)
         patch.setenv("VISUAL_AR_CACHE", str(tmp_path_factory.mktemp("cache")))
         with serving(application(build(make_tiny_pipeline(text=True), "tiny"))) as url:
@@ -67,7 +87,7 @@ def browser():
 @pytest.fixture(params=WIDTHS)
 def visitor(request, browser, address, pace):
     """The open page at the width of a desktop and of a phone."""
-    pace[0] = 0.0
+    pace.free()
     width, height = WIDTHS[request.param]
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
@@ -101,16 +121,16 @@ def turn_to(page, tab):
 
 
 def test_a_picture_is_typed_watched_kept_and_restored(visitor, pace, tmp_path):
-    pace[0] = 0.3
+    pace.hold()
     field(visitor, "Prompt").fill("green apple")
     field(visitor, "Prompt").press("Enter")
-    sources = set()
-    visitor.wait_for_selector(PICTURES)
-    while "instead of 16" not in visitor.inner_text("body"):
-        sources |= {visitor.locator(PICTURES).first.get_attribute("src")}
-        visitor.wait_for_timeout(200)
-    assert len(sources) > 2, "the preview did not change"
+    pace.allow(4)
     picture = visitor.locator(PICTURES).first
+    before = picture.get_attribute("src")
+    pace.allow(4)
+    sync_api.expect(picture).not_to_have_attribute("src", before, timeout=PATIENCE)
+    pace.free()
+    says(visitor, "instead of 16")
     assert picture.evaluate("image => image.naturalWidth") == 8
 
     kept = tmp_path / "kept.png"
@@ -142,14 +162,15 @@ def test_two_methods_race(visitor):
 
 
 def test_stop_ends_a_drawing_and_the_next_one_starts(visitor, pace):
-    pace[0] = 1.0
+    pace.hold()
     press(visitor, "Generate")
+    pace.allow(4)
     says(visitor, "sequential decoding needs")
     press(visitor, "Stop")
     says(visitor, "Stopped.")
+    pace.free()
     visitor.wait_for_timeout(3000)
     assert "Stopped." in visitor.inner_text("body")
-    pace[0] = 0.0
     press(visitor, "Generate")
     says(visitor, "instead of 16")
 
@@ -161,6 +182,9 @@ def test_what_goes_wrong_is_a_sentence(visitor, tmp_path):
     text = base64.b64encode(b"no picture").decode()
     visitor.evaluate(DROP, [text, "text.png"])
     says(visitor, "the upload must be a picture")
+    assert field(visitor, "Seed").is_visible()
+    covers = visitor.locator(".subject .error")
+    assert covers.count() == 0, "an error covers controls"
 
 
 def test_a_cell_is_clicked_and_its_code_swapped(visitor, tmp_path):
