@@ -286,14 +286,15 @@ def alignment(
     place = resolve_device(device)
     with result.progress(as_json) as bar:
         report = result.named(bar)
-        if clip is not None and weights is not None:
-            document = clip_score(pictures, asked, open_clip(clip, weights, place), batch, report)
-        else:
+        if data is not None:
             from visual_ar.data import load as load_data
 
             network = _network("efficientnet-lite0", None, resolution, place)
-            dataset = load_data(data)  # type: ignore[arg-type]
+            dataset = load_data(data)
             document = prompt_retrieval(pictures, asked, dataset, network, batch, report)
+        else:
+            assert clip is not None and weights is not None  # as checked above
+            document = clip_score(pictures, asked, open_clip(clip, weights, place), batch, report)
     document["inputs"]["pictures"]["plan"] = made
     result.finish(ctx, document, output, as_json)
 
