@@ -73,11 +73,11 @@ METHODS = {
     "window 1": SpeculativeJacobiDecoding(window=1),
     "chain": TreeDecoding(window=3, tree="1", coupling="independent"),
     "tree": TreeDecoding(window=3, tree="2x2", coupling="gumbel"),
-    "tree maximal": TreeDecoding(window=3, tree="2x2", coupling="maximal"),
+    "tree maximal": TreeDecoding(window=3, tree="2x2", init="left-law"),
     "tree above-law": TreeDecoding(window=4, tree="3", drafter="left-law+above-law"),
     "tree of copies": TreeDecoding(window=2, tree="2", drafter="left+above"),
     "tree adapting length": TreeDecoding(4, "2", coupling="maximal", adapt="length"),
-    "tree adapting shape": TreeDecoding(2, "2x1", init="left-law", adapt="shape"),
+    "tree adapting shape": TreeDecoding(2, "2x1", coupling="gumbel", adapt="shape"),
 }
 
 
