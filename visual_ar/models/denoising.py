@@ -249,7 +249,7 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         )
         x = self.embed_noisy(latents, ratios)
         noisy = torch.ones_like(ranks, dtype=torch.bool)
-        hidden = self.forward(x, ranks, clean, before[:, None], noisy)
+        hidden = self.forward(x, ranks, clean, before[:, None], noisy=noisy)
         return self.predict(hidden, ranks + 1)
 
     @torch.no_grad()
