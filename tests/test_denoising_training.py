@@ -17,8 +17,8 @@ from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.training import load_recipe, run
 from visual_ar.training.bundle import save_pipeline
-from visual_ar.training.denoising import noisy_runs
-from visual_ar.training.recipe import SamplingDefaults
+from visual_ar.training.denoising import DenoisingTraining, noisy_runs
+from visual_ar.training.recipe import DenoisingRecipe, Optimiser, SamplingDefaults
 from visual_ar.training.state import Log
 
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
@@ -131,6 +131,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_gives_a_pipeline(
     assert pipe.config.temperature == 0.8
     pipe.set_progress_bar_config(disable=True)
     assert pipe("red apple", seeds=1).images[0].size == (8, 8)
+
+
+def test_a_class_conditional_generator_learns_too(tmp_path: Path, make_tiny_pipeline: Any) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    classes, splits = ["cat", "dog", "frog"], ["train"] * 8 + ["test"] * 4
+    data = Dataset("cifar10", pictures, splits, labels=np.arange(12) % 3, classes=classes)
+    pipe, run = make_tiny_pipeline(), tmp_path / "tiny"
+    run.mkdir()
+    (tmp_path / "out").mkdir()
+    parts = (pipe.model, pipe.image_tokenizer, None, classes)
+    save_pipeline(*parts, SamplingDefaults(), run / "pipeline")
+    (run / "metrics.json").write_text(json.dumps({"recipe": BASE | {"dataset": "cifar10"}}))
+    recipe = DenoisingRecipe(
+        name="tiny_denoising",
+        kind="denoising",
+        dataset="cifar10",
+        steps=2,
+        batch=4,
+        optimiser=Optimiser(learning_rate=1e-2),
+        model={"adapter_dim": 8},
+        base="tiny",
+    )
+    quality = DenoisingTraining(recipe, data, tmp_path / "out", torch.device("cpu")).train()
+    assert 0 < quality["held_out_loss"] < 10
+    again = VisualARPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    assert again.config.class_names == classes
+    assert bool(again.model.denoiser.encoding.fc2.weight.any()), "it starts at zero"
 
 
 def test_the_small_change_brings_its_base_along(
