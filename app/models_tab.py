@@ -39,6 +39,7 @@ def add_models_tab(shelf: Shelf, controls: Controls) -> None:
     table = gr.Dataframe(
         _rows(shelf, shelf.first),
         headers=list(HEADERS),
+        column_widths=["45%", "55%"],
         label="What it is",
         interactive=False,
         wrap=True,

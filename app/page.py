@@ -12,7 +12,7 @@ DEVICE = "device"
 
 STYLE = """<style>
 .pictures img { image-rendering: pixelated; }
-.pictures .grid-wrap { max-height: none; }
+.pictures .grid-wrap { max-height: none; min-height: 0; }
 .pictures .grid-wrap img { width: 100%; height: 100%; object-fit: contain; }
 .stats { min-height: 2.5em; }
 </style>"""

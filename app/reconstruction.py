@@ -45,18 +45,15 @@ class View:
         return [
             f"{self.grid[0]} x {self.grid[1]} = {self.grid[0] * self.grid[1]}",
             f"{self.tokens_bits:,.0f}",
-            f"{float(psnr(self.redrawn, self.original)):.2f}",
+            f"{float(psnr(self.redrawn, self.original)):.2f} dB",
             similar,
         ]
 
-    def pictures(self) -> list[tuple[Image.Image, str]]:
-        """The original, the reconstruction and their difference, with captions."""
+    def pictures(self) -> list[Image.Image]:
+        """The original, the reconstruction and their difference, `DIFFERENCE_GAIN` times."""
         gap = (self.redrawn.int() - self.original.int()).abs() * DIFFERENCE_GAIN
-        return [
-            (_shown(self.original), "original"),
-            (_shown(self.redrawn), "reconstruction"),
-            (_shown(gap.clamp(max=255).to(torch.uint8)), f"difference, {DIFFERENCE_GAIN} times"),
-        ]
+        difference = gap.clamp(max=255).to(torch.uint8)
+        return [_shown(self.original), _shown(self.redrawn), _shown(difference)]
 
     def marked(self, cell: tuple[int, int] | None = None) -> Image.Image:
         """The reconstruction, with a frame around a cell (row, column)."""

@@ -8,11 +8,12 @@ import gradio as gr
 
 from visual_ar.app.errors import sentences
 from visual_ar.app.page import DEVICE, main_button
-from visual_ar.app.reconstruction import View, see, swapped
+from visual_ar.app.reconstruction import DIFFERENCE_GAIN, View, see, swapped
 from visual_ar.app.shelf import Shelf
 from visual_ar.app.uploads import open_picture
 
-HEADERS = ("tokenizer of", "tokens", "bits", "PSNR (dB)", "SSIM")
+HEADERS = ("model", "tokens", "bits", "PSNR", "SSIM")
+WIDTHS = ("22%", "30%", "14%", "19%", "15%")
 Views = dict[str, View]
 
 
@@ -44,9 +45,20 @@ def add_tokens_tab(shelf: Shelf) -> None:
         elem_classes="upload-zone",
     )
     start = main_button("Look")
-    table = gr.Dataframe(headers=list(HEADERS), label="Measured", interactive=False, wrap=True)
+    table = gr.Dataframe(
+        headers=list(HEADERS),
+        column_widths=list(WIDTHS),
+        label="The picture through the tokenizer of every model",
+        interactive=False,
+        wrap=True,
+    )
+    gr.Markdown(
+        f"The original, its reconstruction and {DIFFERENCE_GAIN} times their difference; a row a "
+        "tokenizer, in the order of the table:"
+    )
     gallery = gr.Gallery(
         label="Reconstructions",
+        show_label=False,
         columns=3,
         format="png",
         object_fit="contain",
@@ -97,11 +109,7 @@ def _connect(
         """Sends a picture through the tokenizer of every model."""
         seen = look(shelf, upload)
         names = list(seen)
-        pictures = [
-            (picture, f"{name}: {caption}")
-            for name, view in seen.items()
-            for picture, caption in view.pictures()
-        ]
+        pictures = [picture for view in seen.values() for picture in view.pictures()]
         rows = [[name, *view.row()] for name, view in seen.items()]
         choice = gr.update(choices=names, value=names[0], visible=True)
         return seen, rows, pictures, choice, seen[names[0]].marked(), ""

@@ -22,7 +22,7 @@ def test_a_view_is_the_tokenizers_round_trip(tiny_pipeline, picture):
     assert torch.equal(view.tokens, tokenizer.encode(pixels))
     assert view.grid == (4, 4) and view.tokens_bits == 64
     assert view.row()[:2] == ["4 x 4 = 16", "64"] and view.row()[3] == ""
-    shown = [image.size for image, _ in view.pictures()]
+    shown = [image.size for image in view.pictures()]
     assert shown == [(384, 384)] * 3
 
 

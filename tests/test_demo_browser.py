@@ -190,10 +190,10 @@ def test_what_goes_wrong_is_a_sentence(visitor, tmp_path):
 def test_a_cell_is_clicked_and_its_code_swapped(visitor, tmp_path):
     from PIL import Image
 
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "ramp.png")
     turn_to(visitor, "Tokens")
-    visitor.locator(".upload-zone input[type=file]").set_input_files(tmp_path / "grey.png")
-    says(visitor, "grey")
+    visitor.locator(".upload-zone input[type=file]").set_input_files(tmp_path / "ramp.png")
+    says(visitor, "ramp")
     press(visitor, "Look")
     says(visitor, "4 x 4 = 16")
     image = visitor.locator(".edited img")
