@@ -212,6 +212,8 @@ def test_the_command_measures_a_pipeline_and_a_bare_tokenizer(tiny_pipeline, tmp
         assert result.exit_code == 0, result.output
         documents.append(json.loads(result.stdout))
     assert documents[0]["results"] == documents[1]["results"]
+    hashes = [document["inputs"]["tokenizer"]["weights"] for document in documents]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 16
     crop = {"short_side": 16, "resample": "bicubic", "crop": "centre"}
     assert documents[0]["protocol"]["crop"] == crop
     cropped = open_pictures(tmp_path / "some.npz", crop=Crop(16))
