@@ -218,7 +218,7 @@ def reconstruction(
     lpips = None
     if lpips_vgg is not None and lpips_linear is not None:
         lpips = Lpips(lpips_vgg, lpips_linear).to(place)
-    tokenizer = _tokenizer(model).to(place, resolve_dtype(dtype, place))
+    tokenizer = _tokenizer(model, resolve_dtype(dtype, place)).to(place)
     with result.progress(as_json) as bar:
         report = result.named(bar)
         document = measure(
@@ -337,7 +337,7 @@ def _network(
     return efficientnet_lite0(resolution, device)
 
 
-def _tokenizer(model: str) -> "VisualTokenizer":
+def _tokenizer(model: str, dtype: "torch.dtype") -> "VisualTokenizer":
     """The image tokenizer of a model, or one that stands alone.
 
     Raises:
@@ -355,4 +355,6 @@ def _tokenizer(model: str) -> "VisualTokenizer":
     name = json.loads(config.read_bytes()).get("_class_name") if config.is_file() else None
     if name not in tokenizers.CLASSES:
         raise ValueError(f"model must have an image tokenizer, got {model!r} without one")
-    return getattr(tokenizers, name).from_pretrained(folder).eval()
+    kind = getattr(tokenizers, name)
+    # Without accelerate, diffusers would warn of what it does anyway.
+    return kind.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False).eval()

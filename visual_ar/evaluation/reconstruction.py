@@ -21,6 +21,7 @@ from visual_ar.evaluation.moments import Moments
 from visual_ar.evaluation.networks import Network
 from visual_ar.evaluation.pictures import Fingerprint, Pictures
 from visual_ar.evaluation.result import document
+from visual_ar.evaluation.workload import fingerprint_parts
 from visual_ar.tokenizers.base import VisualTokenizer
 
 Progress = Callable[[int, int], None]
@@ -75,7 +76,8 @@ def reconstruction(
         "features": None if network is None else network.describe(),
         "lpips": None if lpips is None else lpips.source,
     }
-    described = {"name": name, "class": type(tokenizer).__name__}
+    weights = fingerprint_parts({"image_tokenizer": tokenizer})
+    described = {"name": name, "class": type(tokenizer).__name__, "weights": weights}
     inputs = {"tokenizer": described, "pictures": measured.originals.describe(pictures)}
     return document("reconstruction", protocol, inputs, measured.results())
 
