@@ -93,7 +93,7 @@ class TreeDecoding(WindowedDecoding):
         window: int | str = "auto",
         tree: str = "3x2",
         drafter: str = "jacobi",
-        coupling: str = "gumbel",
+        coupling: str = "maximal",
         init: str = "uniform",
         adapt: str = "none",
     ) -> None:
