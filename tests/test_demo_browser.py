@@ -4,6 +4,7 @@ The pictures are those of a tiny pipeline, held between passes so that there is 
 """
 
 import base64
+import re
 import shutil
 import threading
 
@@ -131,7 +132,10 @@ def test_a_picture_is_typed_watched_kept_and_restored(visitor, pace, tmp_path):
     sync_api.expect(picture).not_to_have_attribute("src", before, timeout=PATIENCE)
     pace.free()
     says(visitor, "instead of 16")
-    assert picture.evaluate("image => image.naturalWidth") == 8
+    sync_api.expect(picture).to_have_attribute("src", re.compile("green-apple"), timeout=PATIENCE)
+    visitor.wait_for_function(
+        "query => document.querySelector(query)?.naturalWidth === 8", arg=PICTURES
+    )
 
     kept = tmp_path / "kept.png"
     kept.write_bytes(visitor.request.get(picture.get_attribute("src")).body())
