@@ -73,7 +73,7 @@ def pareto(
     from rich.progress import Progress
 
     from visual_ar.cli.features import feature_network, tracker
-    from visual_ar.evaluation.pareto import SUITE, Asked
+    from visual_ar.evaluation.pareto import Asked
     from visual_ar.evaluation.pareto import pareto as measure
     from visual_ar.evaluation.pareto_chart import save_chart, table
     from visual_ar.evaluation.speed_table import heading
@@ -87,7 +87,7 @@ def pareto(
             dataset,
             features,
             subjects,
-            methods or SUITE,
+            methods or None,
             options,
             schedule,
             Asked(suite.asked, schedule.seed),
