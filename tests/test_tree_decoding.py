@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_lossless import ALARM, DETECTED, Case, run
+from exactness import ALARM, DETECTED, Case, run
 
 from visual_ar.accel import position_drafts, tree_acceptance, tree_decoding
 from visual_ar.accel.adaptive import Pace, ladder
@@ -177,7 +177,7 @@ def test_a_shape_that_depends_on_its_drafts_is_detected():
         ({"tree": "3x2", "drafter": "left+above"}, "copies 2; jacobi and the laws of neighbours"),
         ({"tree": "0"}, "tree must be whole numbers of at least 1 joined by x, .* got '0'"),
         ({"tree": "2x"}, "got '2x'"),
-        ({"drafter": "oracle"}, "drafter must be jacobi, or one or more of .* got 'oracle'"),
+        ({"drafter": "oracle"}, "drafter must be jacobi, head, or one or more of .* got 'oracle'"),
         ({"drafter": "left-law+jacobi"}, "got 'left-law\\+jacobi'"),
         (
             {"coupling": "tight"},
