@@ -19,11 +19,42 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives; "categorical" is logits over a code book.
+        capabilities: what its head gives; "categorical" is logits over a code book, "some sources"
+            that `predict` takes a third argument `present`, bool [R, Q, A], sources to read.
     """
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
+    _drafter: tuple[TokenModel, ...] = ()  # in a tuple it is no submodule: saved and moved apart
+
+    @property
+    def drafter(self) -> TokenModel | None:
+        """The model that may draft for this one, see `draft_with`."""
+        return self._drafter[0] if self._drafter else None
+
+    def draft_with(self, drafter: TokenModel | None) -> None:
+        """Names a model of the same tokens for methods that verify another model's drafts.
+
+        Args:
+            drafter: a model with the same code book; None takes it away.
+
+        Raises:
+            ValueError: the code books differ, or the drafter does not tell the laws of its drafts.
+        """
+        if drafter is None:
+            self._drafter = ()
+            return
+        if drafter.vocab_size != self.vocab_size:
+            raise ValueError(
+                f"drafter must share the tokenizer's {self.vocab_size} codes, "
+                f"got {drafter.vocab_size} codes"
+            )
+        if "categorical" not in drafter.capabilities:
+            raise ValueError(
+                "drafter must name the law of every draft (categorical), "
+                f"{type(drafter).__name__} has {sorted(drafter.capabilities)}"
+            )
+        self._drafter = (drafter,)
 
     @property
     @abstractmethod
@@ -70,10 +101,11 @@ class TokenModel(ModelMixin, ConfigMixin):
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q], any ranks; the cache must hold what they attend to.
             cache: written at slots P + rank; None runs x as one full causal sequence.
-            visible: bool [R, 1, Q, extent] replacing the causal rule, e.g. for trees.
+            visible: bool [R, 1, Q, extent] replacing the layout's rule, e.g. for trees.
 
         Returns:
-            [R, Q, D] hidden states, normalised, ready for `predict`.
+            [R, Q, D] hidden states, normalised, ready for `predict`; [R, Q, A, D] where ranks have
+            A sources, one for each of the ranks that a position may be a source of.
         """
 
     @abstractmethod
@@ -81,7 +113,8 @@ class TokenModel(ModelMixin, ConfigMixin):
         """Raw head output for `ranks` from the hidden states of their sources.
 
         Args:
-            hidden: [R, Q, D] hidden states of the sources.
+            hidden: [R, Q, D] hidden states of the sources; [R, Q, A, D] where ranks have A sources,
+                any values standing for those that do not exist.
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:
