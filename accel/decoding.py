@@ -112,29 +112,38 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
-    def forward(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, ranks: Tensor, visible: Tensor | None = None) -> Tensor:
         """One pass over some tokens of every slot.
 
         Args:
             tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
+            visible: bool [R, 1, Q, extent], True where attended; None is the model's own rule.
 
         Returns:
-            [R, Q, D] hidden states.
+            [R, Q, D] hidden states, or [R, Q, A, D] where ranks have A sources.
         """
         x = self.twice(self.model.embed(tokens, ranks))
         row_ranks = self.twice(ranks)
         x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
-        return self.model.forward(x, row_ranks, self.cache)
+        return self.model.forward(x, row_ranks, self.cache, visible)
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
 
         Args:
-            hidden: [R, Q, D] hidden states of the ranks before them.
+            hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
         """
-        logits = self.model.predict(hidden, self.twice(ranks))
+        return self.warped(self.model.predict(hidden, self.twice(ranks)), ranks)
+
+    def warped(self, logits: Tensor, ranks: Tensor) -> CategoricalLaw:
+        """The guided, warped laws out of a head's output; forced ranks are point masses.
+
+        Args:
+            logits: fp32 [R, Q, V].
+            ranks: int64 [B, Q], from 0.
+        """
         if self.guided:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
@@ -221,6 +230,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"{type(self).__name__} needs a model with {sorted(missing)}, "
                 f"{type(model).__name__} has {sorted(model.capabilities)}"
             )
+        self.check_layout(layout)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raises ValueError when this method cannot decode in such an order."""
         if not layout.is_chain:
             raise ValueError(
                 f"{type(self).__name__} needs a next-token layout, "

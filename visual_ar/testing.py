@@ -16,7 +16,7 @@ from torch import Tensor
 from visual_ar.accel.decoding import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
-from visual_ar.layout import Layout, raster_layout
+from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import Sampling, Warps, guide, warp
 
@@ -31,9 +31,10 @@ class ToyTokenModel(TokenModel):
         hidden_size: D.
         sharpness: spread of the logits; the laws grow peaked with it.
         seed: of the random parameters.
+        order: "raster", or "neighbour" for groups of several tokens with several sources.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "some sources"})
 
     @register_to_config
     def __init__(
@@ -44,10 +45,12 @@ class ToyTokenModel(TokenModel):
         hidden_size: int = 6,
         sharpness: float = 1.5,
         seed: int = 0,
+        order: str = "raster",
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        length = raster_layout(tuple(grid)).length
+        layout = self.layout(grid)
+        length = layout.length
 
         def table(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(*shape, generator=generator))
@@ -55,6 +58,8 @@ class ToyTokenModel(TokenModel):
         self.contributions = table(length, vocab_size, hidden_size)
         self.head = table(length, hidden_size, vocab_size)
         self.classes = table(3, prefix_length, hidden_size)
+        if order == "neighbour":
+            self.turns = table(len(grid), hidden_size, hidden_size)  # one hidden state an axis
 
     @property
     def vocab_size(self) -> int:
@@ -72,10 +77,11 @@ class ToyTokenModel(TokenModel):
         return self.config.hidden_size
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
-        """The raster order of the configured grid."""
+        """The configured order of the configured grid."""
         if tuple(grid) != tuple(self.config.grid):
             raise ValueError(f"grid must be {tuple(self.config.grid)}, got {tuple(grid)}")
-        return raster_layout(tuple(grid))
+        ordered = neighbour_layout if self.config.order == "neighbour" else raster_layout
+        return ordered(tuple(grid))
 
     def condition(self, labels: list[int], guided: bool) -> Condition:
         """Prefixes of classes 0 and 1; class 2 stands for no class. labels: one a picture."""
@@ -100,17 +106,57 @@ class ToyTokenModel(TokenModel):
         visible: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
+        slots = ranks + self.prefix_length
+        layout = self.layout(self.config.grid)
+        prefix = torch.arange(self.prefix_length)
+        ends = torch.cat([prefix + 1, layout.group_end + self.prefix_length])
+        end = ends[slots.clamp(max=len(ends) - 1)]
         if cache is None:
-            return torch.tanh(x.cumsum(1) * 0.6)
-        slots = ranks + cache.prefix
-        _, values = cache.update(0, x[:, None], x[:, None], slots)
-        mask = cache.visible(slots) if visible is None else visible
-        return torch.tanh((mask.to(values.dtype) @ values)[:, 0] * 0.6)
+            values = x
+            mask = (torch.arange(x.shape[1]) < end[..., None])[:, None]
+        else:
+            _, values = cache.update(0, x[:, None], x[:, None], slots)
+            mask = cache.visible(slots, end) if visible is None else visible
+        total = (mask.to(values.dtype) @ values.view(len(x), 1, -1, self.hidden_size))[:, 0] * 0.6
+        if self.config.order == "raster":
+            return torch.tanh(total)
+        return torch.tanh(torch.einsum("rqd,ade->rqae", total, self.turns))
 
-    def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
-        """Logits of `ranks`. hidden: [R, Q, D]; ranks: int64 [R, Q]; returns [R, Q, V]."""
-        logits = hidden[..., None, :] @ self.head[self._position(ranks)]
-        return logits[..., 0, :].float() * self.config.sharpness
+    def predict(self, hidden: Tensor, ranks: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits of `ranks`, the mean over their sources.
+
+        Args:
+            hidden: [R, Q, D], or [R, Q, A, D].
+            ranks: int64 [R, Q].
+            present: bool [R, Q, A], the sources to read; None is all that exist.
+
+        Returns:
+            [R, Q, V].
+        """
+        position = self._position(ranks)
+        logits = hidden.view(*ranks.shape, -1, self.hidden_size) @ self.head[position]
+        if present is None:
+            present = (self.layout(self.config.grid).sources != ABSENT)[position]
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        return (logits * share[..., None]).sum(2).float() * self.config.sharpness
+
+    def logits(self, tokens: Tensor, condition: Condition) -> Tensor:
+        """Logits of whole sequences in decode order, without a cache.
+
+        Args:
+            tokens: int64 [B, N].
+            condition: of B rows.
+
+        Returns:
+            [B, N, V].
+        """
+        layout, prefix = self.layout(self.config.grid), self.prefix_length
+        ranks = torch.arange(-prefix, layout.length).expand(len(tokens), -1)
+        x = torch.cat([condition.prefix, self.embed(tokens, ranks[:, prefix:])], dim=1)
+        hidden = self.forward(x, ranks).view(*ranks.shape, -1, self.hidden_size)
+        columns = layout.sources.clamp(min=-1) + prefix
+        ways = torch.arange(columns.shape[1])
+        return self.predict(hidden[:, columns, ways], ranks[:, prefix:])
 
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
@@ -123,7 +169,7 @@ def enumerate_law(
     sampling: Sampling,
     forced: Tensor | None = None,
 ) -> Tensor:
-    """The exact probability of every sequence, by the chain rule over full causal passes.
+    """The exact probability of every sequence in decode order, by full passes without a cache.
 
     Args:
         model: the toy.
@@ -141,10 +187,8 @@ def enumerate_law(
     logits = []
     for name in (label, 2):
         prefix = model.classes[name].expand(count, -1, -1)
-        ranks = torch.arange(length).expand(count, -1)
-        x = torch.cat([prefix, model.embed(sequences, ranks)], dim=1)[:, :-1]
-        hidden = model.forward(x, ranks)[:, model.prefix_length - 1 :]
-        logits.append(model.predict(hidden, ranks))
+        mask = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
+        logits.append(model.logits(sequences, Condition(prefix, mask)))
     scale = sampling.guidance
     scale = scale if scale.dim() == 2 else scale[:, None]
     guided = guide(logits[0], logits[1], scale.expand(count, length))
