@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -151,13 +152,18 @@ def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Conditi
         "dtype": str(model.dtype),
         "method": type(method).__name__,
         "options": options,
-        "model": {k: v for k, v in model.config.items() if not k.startswith("_")},
+        "model": _public(model),
+        "drafter": None if model.drafter is None else _public(model.drafter),
         "grid": layout.grid,
         "rows": len(condition.prefix),
         "torch": torch.__version__,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return f"{name}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _public(model: TokenModel) -> dict[str, Any]:
+    return {k: v for k, v in model.config.items() if not k.startswith("_")}
 
 
 def _cpu_name() -> str:

@@ -17,6 +17,8 @@ CLASSES = {  # public name -> module
     "SequentialDecoding": "sequential",
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
+    "GroupDecoding": "groups",
+    "HybridDecoding": "hybrid",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -24,6 +26,8 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "jacobi": "SpeculativeJacobiDecoding",
     "jacobi-published": "SpeculativeJacobiDecoding.published",
     "exact-match": "ExactMatchJacobiDecoding",
+    "groups": "GroupDecoding",
+    "hybrid": "HybridDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

@@ -84,9 +84,23 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published or exact-match. "
-            "[dim]Default: the model's own.[/dim]",
+            help="sequential, jacobi, jacobi-published, exact-match, hybrid (with --drafter) or "
+            "groups (models of several tokens a pass). [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model of the same tokenizer that drafts for --method hybrid, such as emoji-nar.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafts: Annotated[
+        str | None,
+        typer.Option(
+            help="whole or ahead: what the drafter sees (hybrid only).", rich_help_panel=METHOD
         ),
     ] = None,
     window: Annotated[
@@ -197,8 +211,14 @@ def generate(
     for path in paths:
         check_output_file(path, ".png")
     set_threads(threads)
-    pipe = load(model, device, dtype)
-    own = {"window": parse_window(window), "coupling": coupling, "init": init, "rule": rule}
+    pipe = load(model, device, dtype, drafter)
+    own = {
+        "drafts": drafts,
+        "window": parse_window(window),
+        "coupling": coupling,
+        "init": init,
+        "rule": rule,
+    }
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     order = Order(
@@ -217,6 +237,7 @@ def generate(
         kept=completion(pipe, complete, keep_rows, mask, (height, width)),
         asked={
             "model": model,
+            "drafter": drafter,
             "complete": None if complete is None else str(complete),
             "keep_rows": keep_rows,
             "mask": None if mask is None else str(mask),

@@ -22,6 +22,8 @@ FLAGS = {
     "top_k": "--top-k",
     "top_p": "--top-p",
     "method": "--method",
+    "drafter": "--drafter",
+    "drafts": "--drafts",
     "window": "--window",
     "coupling": "--coupling",
     "init": "--init",
