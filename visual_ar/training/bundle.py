@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.conditioned import ConditionedModel
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -19,7 +20,7 @@ from visual_ar.training.recipe import SamplingDefaults
 
 
 def save_pipeline(
-    model: LlamaGen,
+    model: ConditionedModel,
     tokenizer: VQTokenizer,
     text_encoder: TextEncoder | None,
     class_names: list[str] | None,
@@ -41,10 +42,11 @@ def save_pipeline(
         if part is not None:
             part.to("cpu", torch.float16).register_to_config(_name_or_path=output.name)
     side = model.config.grid_size * tokenizer.downsample
+    chain = model.layout(tokenizer.grid(side, side)).is_chain
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],
-        scheduler=SpeculativeJacobiDecoding(),
+        scheduler=SpeculativeJacobiDecoding() if chain else GroupDecoding(),
         text_encoder=parts[2],
         class_names=class_names,
         height=side,

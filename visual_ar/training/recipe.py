@@ -157,6 +157,9 @@ class GeneratorRecipe(Recipe):
     """A generator's training.
 
     Attributes:
+        family: "llamagen" for next-token, "nar" for next-neighbour prediction.
+        trunk: name of the recipe whose trained model this one starts from; its run lies beside
+            this one's. Nothing starts from random weights.
         tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
@@ -173,6 +176,8 @@ class GeneratorRecipe(Recipe):
         sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
+    family: str = "llamagen"
+    trunk: str = ""
     tokenizer: str = ""
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
@@ -193,7 +198,8 @@ KINDS: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "generator": Gen
 
 def bundled() -> dict[str, Path]:
     """The recipes of this package by name, in the order in which they have to be trained."""
-    order = ("emoji_tokenizer", "cifar10_tokenizer", "emoji", "cifar10")
+    tokenizers, generators = ("emoji_tokenizer", "cifar10_tokenizer"), ("emoji", "cifar10")
+    order = (*tokenizers, *generators, "emoji_nar", "cifar10_nar")
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 
 
