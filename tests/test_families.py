@@ -76,3 +76,11 @@ def test_options_that_do_not_fit_are_refused():
 def test_no_model_is_refused():
     with pytest.raises(ValueError, match="models must name at least one model, got none"):
         bench_families({}, lambda pipe: ["cat"])
+
+
+def test_a_drafter_is_refused_where_nothing_verifies():
+    result = CliRunner().invoke(app, ["generate", "tree", "--drafter", "emoji-nar"])
+    assert result.exit_code != 0
+    assert "drafter must be left out without --method hybrid" in (
+        str(result.exception) + result.output
+    )

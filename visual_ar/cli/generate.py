@@ -201,12 +201,17 @@ def generate(
     [cyan]visual-ar generate -m cifar10 -c ship --seed 7 --method exact-match[/cyan]
     The ship that sequential decoding draws from seed 7, sooner.
 
+    [cyan]visual-ar generate "cat face" --method hybrid --drafter emoji-nar[/cyan]
+    The law of the model, with drafts of another that draws many tokens a pass.
+
     [cyan]visual-ar generate "cat face" --complete half.png --keep-rows 0:8[/cyan]
     Keeps the upper half of a picture and draws the rest.
     """
     kind, subjects = _subjects(prompts, classes, count)
     if columns is not None and not sheet:
         raise ValueError(f"columns must be left out without --sheet, got {columns}")
+    if drafter is not None and method != "hybrid":
+        raise ValueError(f"drafter must be left out without --method hybrid, got {drafter}")
     paths = _paths(output, 1 if sheet else len(subjects))
     for path in paths:
         check_output_file(path, ".png")

@@ -93,9 +93,9 @@ class LlamaGen(ConditionedModel):
         nn.init.zeros_(self.output.weight)
 
     @property
-    def outputs(self) -> list[Linear]:
-        """The one head."""
-        return [self.output]
+    def head_weights(self) -> list[Tensor]:
+        """[V, D] of the one head."""
+        return [self.output.weight]
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
         """The raster order of the grid the model was trained for.

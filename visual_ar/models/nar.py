@@ -120,15 +120,19 @@ class NAR(ConditionedModel):
         blocks = n_layer + axes - 1
         self.layers = nn.ModuleList(Block(dim, n_head, hidden_dim, dropout) for _ in range(blocks))
         self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(axes))
-        heads = nn.ModuleList(Linear(dim, vocab_size) for _ in range(axes))
-        self.outputs = heads
+        self.outputs = nn.ModuleList(Linear(dim, vocab_size) for _ in range(axes))
         self._known: _Tables | None = None  # not buffers: they are computed where they are needed
         self.apply(initialise)
-        for head in heads:
-            nn.init.zeros_(head.weight)
+        for weight in self.head_weights:
+            nn.init.zeros_(weight)
         if frames is not None:
             length = self.prefix_length + math.prod(self.grid)
             self.abs_pe = nn.Parameter(torch.randn(1, length, dim) * 0.02)
+
+    @property
+    def head_weights(self) -> list[Tensor]:
+        """[V, D] of every head."""
+        return list(self.outputs.parameters())
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -262,7 +262,7 @@ def place_codes(model: Generator, vectors: Tensor) -> None:
     Measured on the first 100 steps of emoji: as low a loss as 140 steps without it.
     """
     unit = F.normalize(vectors.float(), dim=-1)
-    heads = [(head.weight, 0.5) for head in model.outputs]
+    heads = [(weight, 0.5) for weight in model.head_weights]
     for weight, norm in ((model.tok_embeddings.weight, 0.3), *heads):
         frame = nn.init.orthogonal_(torch.empty(unit.shape[1], weight.shape[1]))
         weight.add_((norm * unit @ frame).to(weight.device))
