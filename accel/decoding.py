@@ -15,6 +15,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor
 
+from visual_ar.accel.graphs import CapturedSteps, extent_for, lent_state
 from visual_ar.accel.host_copy import HostCopy
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
@@ -22,8 +23,6 @@ from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, take_rows, warp
 from visual_ar.tokenizers.base import VisualTokenizer
-
-_EXTENT_STEP = 32
 
 
 class Step(NamedTuple):
@@ -37,6 +36,8 @@ class Step(NamedTuple):
         done: bool [B].
         spent: fp32 [B], total variation that a lossy rule spent on the committed tokens, summed;
             None when the method is lossless.
+        draft_evaluations: steps of a draft head before this pass, summed over pictures; each reads
+            the model's head once more.
     """
 
     tokens: Tensor
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     head_evaluations: int
     done: Tensor
     spent: Tensor | None = None
+    draft_evaluations: int = 0
 
 
 @dataclass
@@ -66,11 +68,14 @@ class DecodeState:
         top_p: fp32 [B].
         seed: int64 [B].
         forced: int64 [B, N + scratch], -1 where the model chooses; None when nothing is forced.
-        noise: fp32 [B, N + scratch, V] Gumbel noise fixed per rank, for the frozen modes only.
+        noise: fp32 [B, N + scratch, V] Gumbel noise fixed per rank, for the frozen modes only; the
+            kernel makes its own.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
         warps: warps that any admitted picture needs.
         open_length: largest length of an unfinished slot, as the host last saw it; -1 when all
             slots are idle.
+        fused: whether the verification kernel does the method's share of a pass here.
+        captured: its passes as graphs; None where passes are run one operation at a time.
         method: buffers of the method's own.
     """
 
@@ -92,6 +97,8 @@ class DecodeState:
     window: int
     open_length: HostCopy
     warps: Warps = field(default_factory=Warps)
+    fused: bool = False
+    captured: CapturedSteps | None = None
     method: Any = None
 
     @property
@@ -112,21 +119,40 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
-    def forward(self, tokens: Tensor, ranks: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        ranks: Tensor,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """One pass over some tokens of every slot.
 
         Args:
             tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
-            visible: bool [R, 1, Q, extent], True where attended; None is the model's own rule.
+            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the model's own rule.
+            slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states, or [R, Q, A, D] where ranks have A sources.
         """
-        x = self.twice(self.model.embed(tokens, ranks))
-        row_ranks = self.twice(ranks)
-        x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
-        return self.model.forward(x, row_ranks, self.cache, visible)
+        x, row_ranks = self.inputs(self.model.embed(tokens, ranks), ranks)
+        return self.model.forward(x, row_ranks, self.cache, visible, slots)
+
+    def inputs(self, x: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+        """What every row is fed: rank -1, which may only stand in the first column, has the root.
+
+        Args:
+            x: [B, Q, D] embeddings, which may be written to.
+            ranks: int64 [B, Q], from -1.
+
+        Returns:
+            [R, Q, D] embeddings, and int64 [R, Q].
+        """
+        x, ranks = self.twice(x), self.twice(ranks)
+        x[:, :1] = torch.where((ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
+        return x, ranks
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
@@ -160,13 +186,20 @@ class DecodeState:
         assert self.noise is not None
         return take_rows(self.noise, ranks)
 
-    def report(self, committed: Tensor, head_evaluations: int, spent: Tensor | None = None) -> Step:
+    def report(
+        self,
+        committed: Tensor,
+        head_evaluations: int,
+        spent: Tensor | None = None,
+        draft_evaluations: int = 0,
+    ) -> Step:
         """The step's result.
 
         Args:
             committed: int64 [B].
             head_evaluations: ranks evaluated a slot.
             spent: fp32 [B], total variation spent.
+            draft_evaluations: steps of a draft head a slot.
         """
         limit = self.layout.length
         known = torch.arange(limit, device=self.length.device) < self.length[:, None]
@@ -177,6 +210,7 @@ class DecodeState:
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
             spent=spent,
+            draft_evaluations=draft_evaluations * self.slots,
         )
 
     def commit(self, tokens: Tensor, count: Tensor) -> Tensor:
@@ -207,12 +241,21 @@ class Decoding(SchedulerMixin, ConfigMixin):
         lossless: whether the output law is exactly that of next-token sampling.
         requires: capabilities a model must have.
         needs_noise: whether the method reads Gumbel noise that is fixed per rank.
+        capturable: whether on CUDA a step is run as a captured graph. Then it must keep all that
+            changes in tensors of the state, and read nothing on the host.
+        kept: the last call's state with its graphs, for `graphs.lent_state`.
     """
 
     config_name = "scheduler_config.json"
     lossless: bool = False
     requires: frozenset[str] = frozenset({"categorical"})
     needs_noise: bool = False
+    capturable: bool = False
+    kept: Any = None
+
+    def fuses(self, device: torch.device) -> bool:
+        """Whether the verification kernel does this method's share of a pass on a device."""
+        return False
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -275,7 +318,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        noise = full(0, slots, width, model.vocab_size, dtype=torch.float32)
+        fused = self.fuses(device)
+        noise = None
+        if self.needs_noise and not fused:
+            noise = full(0, slots, width, model.vocab_size, dtype=torch.float32)
         return DecodeState(
             model=model,
             layout=layout.to(device),
@@ -291,9 +337,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
             top_p=full(1, slots, dtype=torch.float32),
             seed=full(0, slots),
             forced=None,
-            noise=noise if self.needs_noise else None,
+            noise=noise,
             window=window,
             open_length=HostCopy(device, -1),
+            fused=fused,
+            captured=CapturedSteps.on(device) if self.capturable else None,
         )
 
     @torch.inference_mode()
@@ -347,9 +395,9 @@ class Decoding(SchedulerMixin, ConfigMixin):
         state.top_p[slots] = on_device.top_p
         state.seed[slots] = on_device.seed
         forced = state.layout.forced
-        if bool((forced != FREE).any()):
-            if state.forced is None:
-                state.forced = torch.full_like(state.tokens, FREE)
+        if state.forced is None and bool((forced != FREE).any()):
+            state.forced = torch.full_like(state.tokens, FREE)
+        if state.forced is not None:
             state.forced[slots, :length] = forced[slots] if forced.dim() == 2 else forced
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
@@ -373,12 +421,23 @@ class Decoding(SchedulerMixin, ConfigMixin):
         """`step`, with the host's share of it: how far attention has to read."""
         lag = state.open_length.lag
         reach = max(state.open_length.read(), 0) + (lag + 1) * state.window
-        slots = state.cache.prefix + reach
-        # Rounded up so that few different shapes occur, which captured graphs need.
-        state.cache.extent = min(-(-slots // _EXTENT_STEP) * _EXTENT_STEP, state.cache.slots)
-        step = self.step(state)
+        state.cache.extent = extent_for(
+            state.cache.prefix + reach, state.cache.slots, state.captured is not None
+        )
+        step = self.run(state)
         self._publish(state)
         return step
+
+    @torch.inference_mode()
+    def run(self, state: DecodeState) -> Step:
+        """`step`, as a captured graph where the state has them.
+
+        Args:
+            state: from `init`, changed in place; its cache's `extent` reaches far enough.
+        """
+        if state.captured is None:
+            return self.step(state)
+        return state.captured.run(self.step, state)
 
     @staticmethod
     def _publish(state: DecodeState) -> None:
@@ -422,7 +481,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
         guided = len(condition.prefix) == 2 * batch
         if window is None:
             window = self.choose_window(model, layout, condition, sampling, tokenizer)
-        state = self.init(model, layout, batch, guided, window, tokenizer)
-        self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
-        while state.open_length.read() >= 0:
-            yield self.advance(state)
+        with lent_state(self, model, layout, batch, guided, window, tokenizer) as state:
+            self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
+            while state.open_length.read() >= 0:
+                yield self.advance(state)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from visual_ar.accel import acceptance
 from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.fused import draw_window
 from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
+from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
@@ -39,12 +41,17 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
 
     lossless = True
     needs_noise = True
+    capturable = True
 
     @register_to_config
     def __init__(self, window: int | str = "auto", init: str = "left") -> None:
         check_window(window)
         if init not in _INITIALISERS:
             raise ValueError(f"init must be one of {', '.join(_INITIALISERS)}, got {init!r}")
+
+    def fuses(self, device: torch.device) -> bool:
+        """See `Decoding.fuses`."""
+        return dispatch.choose(device).backend == "cuda"
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -81,8 +88,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
         feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
-        law = state.law(state.forward(feed, ranks - 1), ranks)
-        tokens = law.sample_gumbel(state.noise_at(ranks))
+        tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
         drafts = state.tokens.gather(1, ranks[:, :-1])
         run = acceptance.leading_run(tokens[:, :-1] == drafts)
         newest = ranks[:, -1]

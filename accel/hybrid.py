@@ -96,7 +96,7 @@ class HybridBuffers:
 
 
 class HybridDecoding(WindowedDecoding):
-    """Verifies the drafts of `model.drafter`, with the exact law of the next-token model.
+    """Verifies the drafts of `model.draft_model`, with the exact law of the next-token model.
 
     Args:
         window: drafts that a pass verifies, at least 1, or "auto" for the fastest on this device.
@@ -122,10 +122,10 @@ class HybridDecoding(WindowedDecoding):
     ) -> None:
         """See `Decoding.check`."""
         super().check(model, layout, tokenizer)
-        drafter = model.drafter
+        drafter = model.draft_model
         if drafter is None:
             raise ValueError(
-                f"{type(self).__name__} needs a model with a drafter (draft_with), "
+                f"{type(self).__name__} needs a model with a draft model (draft_with), "
                 f"{type(model).__name__} has none"
             )
         GroupDecoding().check(drafter, drafter.layout(layout.grid))
@@ -208,7 +208,7 @@ class HybridDecoding(WindowedDecoding):
 
     @staticmethod
     def _drafter(state: DecodeState) -> TokenModel:
-        drafter = state.model.drafter
+        drafter = state.model.draft_model
         assert drafter is not None
         return drafter
 

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -91,10 +92,36 @@ def tiny_text_pipeline():
     return build_tiny_pipeline(text=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_pipeline():
     """Builds tiny pipelines: make(text=False, **options of the pipeline)."""
     return build_tiny_pipeline
+
+
+@contextmanager
+def serving_app(app):
+    """Serves a web application from a thread; gives its address."""
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, ws="none", log_level="critical", access_log=False, timeout_graceful_shutdown=5
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Serves web applications: `with serving(app) as address`."""
+    return serving_app
 
 
 @pytest.fixture
@@ -109,31 +136,15 @@ def serve():
 
     Returns the address and the engine.
     """
-    import uvicorn
-
     from visual_ar.app.server import build
     from visual_ar.engine import Engine
 
-    running = []
+    with ExitStack() as running:
 
-    def start(pipe, name="tiny", limits=None, slots=2, queue=16):
-        engine = Engine(pipe, slots=slots, queue=queue)
-        listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            build(engine, name, limits), ws="none", log_level="critical", access_log=False
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        running.append((server, thread, engine, listener))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}", engine
+        def start(pipe, name="tiny", limits=None, slots=2, queue=16):
+            engine = Engine(pipe, slots=slots, queue=queue)
+            address = running.enter_context(serving_app(build(engine, name, limits)))
+            running.callback(engine.close, 0)  # before the server ends
+            return address, engine
 
-    yield start
-    for server, thread, engine, listener in running:
-        engine.close(0)
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        yield start

@@ -68,6 +68,7 @@ def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
         ["--method", "jacobi-published", "--temperature", 0.9, "--top-p", 0.8],
         ["--method", "exact-match", "--window", 3, "--guidance-schedule", "linear"],
         ["--method", "jacobi", "--window", 4, "--rule", "lantern++/neighbours=3/factor=3"],
+        ["--method", "tree", "--window", 4, "--tree", 2, "--drafter", "left-law+above-law"],
     ],
 )
 def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words):
@@ -193,6 +194,8 @@ def test_info_says_who_verifies_and_why(monkeypatch):
         (["--method", "jacobi", "--init", "luck"], "got 'luck'"),
         (["--method", "jacobi-published", "--window", 4], "window must be left out"),
         (["--window", 4], "window must be left out with method SequentialDecoding, got 4"),
+        (["--steps", 4], "steps must be left out with method SequentialDecoding, got 4"),
+        (["--method", "denoising"], "needs a model with the capability 'denoising'"),
         (["--height", 9], "got 9x8"),
         (["--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
         (["--device", "cuda:99"], "device must be present on this machine, got 'cuda:99'"),

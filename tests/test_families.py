@@ -67,7 +67,7 @@ def test_the_command_prints_the_table(pipes, monkeypatch):
 
 
 def test_options_that_do_not_fit_are_refused():
-    words = ["bench", "--suite", "families", "--drafter", "emoji"]
+    words = ["bench", "--suite", "families", "--draft-model", "emoji"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code != 0
     assert "must be left out with the suite families" in str(result.exception) + result.output
@@ -79,8 +79,8 @@ def test_no_model_is_refused():
 
 
 def test_a_drafter_is_refused_where_nothing_verifies():
-    result = CliRunner().invoke(app, ["generate", "tree", "--drafter", "emoji-nar"])
+    result = CliRunner().invoke(app, ["generate", "tree", "--draft-model", "emoji-nar"])
     assert result.exit_code != 0
-    assert "drafter must be left out without --method hybrid" in (
+    assert "draft_model must be left out without --method hybrid" in (
         str(result.exception) + result.output
     )

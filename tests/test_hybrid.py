@@ -33,12 +33,12 @@ def pair(vocab_size=2, grid=(3, 3), prefix_length=2, seed=0):
     options = {"vocab_size": vocab_size, "grid": grid}
     model = ToyTokenModel(**options, prefix_length=prefix_length, seed=seed)
     drafter = ToyTokenModel(**options, seed=seed + 100, order="neighbour")
-    model.draft_with(drafter)
+    model.use_draft_model(drafter)
     return model
 
 
 def conditions(model, labels, guided):
-    drafts = model.drafter.condition(labels, guided)
+    drafts = model.draft_model.condition(labels, guided)
     return model.condition(labels, guided)._replace(draft=drafts)
 
 
@@ -113,7 +113,7 @@ def crossed():
     draft is kept says something about the fourth.
     """
     model = pair(grid=(2, 3), seed=1)
-    drafter = model.drafter
+    drafter = model.draft_model
     with torch.no_grad():
         third = drafter.head[3].clone()  # cell 2 has rank 3 in the drafter's order
         model.head.zero_()
@@ -169,7 +169,7 @@ def test_options_and_slots_belong_to_pictures(method):
 def test_a_drafter_with_the_same_law_is_always_believed():
     """Independent cells: both models agree, so every draft is kept; its work is reported."""
     model = pair(vocab_size=3, grid=(3, 4), seed=6)
-    for toy in (model, model.drafter):
+    for toy in (model, model.draft_model):
         torch.nn.init.zeros_(toy.head)
     condition = conditions(model, [0, 1], False)
     steps = list(
@@ -190,23 +190,25 @@ def test_models_that_do_not_fit_are_refused():
     state = method.init(model, layout, slots=1, guided=False, window=2)
     with pytest.raises(ValueError, match="condition must hold the drafter's prefix"):
         method.admit(state, torch.tensor([0]), condition, Sampling.create([0]))
-    with pytest.raises(ValueError, match="drafter must share the tokenizer's 3 codes, got 2 codes"):
-        model.draft_with(ToyTokenModel(2, (3, 3), order="neighbour"))
+    with pytest.raises(
+        ValueError, match="draft_model must share the tokenizer's 3 codes, got 2 codes"
+    ):
+        model.use_draft_model(ToyTokenModel(2, (3, 3), order="neighbour"))
     nameless = ToyTokenModel(3, (3, 3), order="neighbour")
     nameless.capabilities = frozenset({"continuous"})
-    with pytest.raises(ValueError, match="drafter must name the law of every draft"):
-        model.draft_with(nameless)
-    model.draft_with(ToyTokenModel(3, (2, 3), order="neighbour"))
+    with pytest.raises(ValueError, match="draft_model must name the law of every draft"):
+        model.use_draft_model(nameless)
+    model.use_draft_model(ToyTokenModel(3, (2, 3), order="neighbour"))
     with pytest.raises(ValueError, match=r"grid must be \(2, 3\), got \(3, 3\)"):
         method.check(model, layout)
     strict = ToyTokenModel(3, (3, 3), order="neighbour")
     strict.capabilities = frozenset({"categorical"})
-    model.draft_with(strict)
+    model.use_draft_model(strict)
     with pytest.raises(ValueError, match="predicts from some of its sources"):
         METHODS["ahead"].check(model, layout)
     method.check(model, layout)
-    model.draft_with(None)
-    with pytest.raises(ValueError, match="needs a model with a drafter"):
+    model.use_draft_model(None)
+    with pytest.raises(ValueError, match="needs a model with a draft model"):
         method.check(model, layout)
     with pytest.raises(ValueError, match="drafts must be one of whole, ahead, got 'half'"):
         HybridDecoding(drafts="half")
@@ -229,7 +231,7 @@ def test_pipelines_draw_alone_and_together(
     again = pipe(**subjects, seeds=3, output_type="tokens")
     assert torch.equal(together.tokens, again.tokens)
     pipe.draft_with(None)
-    with pytest.raises(ValueError, match="needs a model with a drafter"):
+    with pytest.raises(ValueError, match="needs a model with a draft model"):
         pipe(**subjects)
 
 
@@ -252,4 +254,4 @@ def test_pipelines_that_do_not_fit_are_refused(make_tiny_pipeline, make_parallel
         pipe.draft_with(make_parallel_pipeline(pipe, image_tokenizer=other))
     with pytest.raises(ValueError, match=r"drafter must draw the classes \['cat'"):
         pipe.draft_with(make_parallel_pipeline(pipe, class_names=["one", "two", "three"]))
-    assert pipe.model.drafter is None
+    assert pipe.model.draft_model is None

@@ -17,6 +17,9 @@ CLASSES = {  # public name -> module
     "SequentialDecoding": "sequential",
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
+    "TreeDecoding": "tree_decoding",
+    "DraftHeadDecoding": "draft_head",
+    "SpeculativeDenoisingDecoding": "denoising",
     "GroupDecoding": "groups",
     "HybridDecoding": "hybrid",
 }
@@ -26,6 +29,11 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "jacobi": "SpeculativeJacobiDecoding",
     "jacobi-published": "SpeculativeJacobiDecoding.published",
     "exact-match": "ExactMatchJacobiDecoding",
+    "tree": "TreeDecoding",
+    "tree-spatial": "TreeDecoding.spatial",
+    "tree-adaptive": "TreeDecoding.adaptive",
+    "draft-head": "DraftHeadDecoding",
+    "denoising": "SpeculativeDenoisingDecoding",
     "groups": "GroupDecoding",
     "hybrid": "HybridDecoding",
 }

@@ -86,6 +86,16 @@ class KVCache:
         seen[..., : self.prefix] &= self.prefix_mask[:, None]
         return (seen | (columns == slots[..., None]))[:, None]
 
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies keys and values of every layer between slots of the same row.
+
+        Args:
+            source: int64 [R, M], slots read, all of them before any is written.
+            target: int64 [R, M], slots written, different from each other.
+        """
+        for buffer in (self.keys, self.values):
+            buffer[:, self._rows, target] = buffer[:, self._rows, source]
+
     def assign(self, rows: Tensor, part: KVCache) -> None:
         """Takes over the prefix of newly admitted rows, computed in a small cache of their own.
 

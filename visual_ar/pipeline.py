@@ -26,6 +26,7 @@ from visual_ar.conditioning import Condition
 from visual_ar.drafting import check_drafter
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
 from visual_ar.request import (
     Labels,
@@ -59,6 +60,7 @@ class VisualARPipeline(DiffusionPipeline):
         scheduler: the decoding method.
         text_encoder: its `encode` turns B texts into features [B, P, C] and their mask bool [B, P];
             None for class-conditional models.
+        draft_head: drafts tokens for the model, for methods that need one.
         class_names: one a class, for models whose classes have names.
         height: default height of a picture in pixels.
         width: default width.
@@ -73,7 +75,9 @@ class VisualARPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->model->image_tokenizer"
-    _optional_components = ["text_encoder"]  # noqa: RUF012  (read by diffusers as a class list)
+    # Read by diffusers as class lists. A draft head takes turns with the model in every pass.
+    _optional_components = ["text_encoder", "draft_head"]  # noqa: RUF012
+    _exclude_from_cpu_offload = ["draft_head"]  # noqa: RUF012
     _callback_tensor_inputs = ["tokens", "known"]  # noqa: RUF012  (likewise)
 
     def __init__(
@@ -82,6 +86,7 @@ class VisualARPipeline(DiffusionPipeline):
         image_tokenizer: VisualTokenizer,
         scheduler: Decoding,
         text_encoder: ModelMixin | None = None,
+        draft_head: DraftHead | None = None,
         class_names: list[str] | None = None,
         height: int = 256,
         width: int = 256,
@@ -97,6 +102,7 @@ class VisualARPipeline(DiffusionPipeline):
             image_tokenizer=image_tokenizer,
             scheduler=scheduler,
             text_encoder=text_encoder,
+            draft_head=draft_head,
         )
         self.register_to_config(
             class_names=class_names,
@@ -126,6 +132,7 @@ class VisualARPipeline(DiffusionPipeline):
 
         Args:
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
+                What only adds to another pipeline brings that one along.
             dtype: of the weights; by default float32.
             revision: branch, tag or commit on the hub.
             token: for hub repositories that are not public.
@@ -137,6 +144,13 @@ class VisualARPipeline(DiffusionPipeline):
             OSError: the hub cannot be reached.
         """
         folder = loading.find(name, revision, token, local_files_only)
+        delta = loading.read_delta(folder, cls.__name__)
+        if delta is not None:
+            base = loading.find(delta.base, None, token, local_files_only)
+            loading.check_base(delta, base)
+            pipe = cls.from_pretrained(base, dtype)
+            pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
+            return pipe
         loading.check(folder, cls.__name__)
         pipe = super().from_pretrained(
             str(folder),
@@ -192,6 +206,7 @@ class VisualARPipeline(DiffusionPipeline):
             self.config.height if height is None else height,
             self.config.width if width is None else width,
         )
+        self._introduce_draft_head()
         self.scheduler.check(self.model, layout, self.image_tokenizer)
         completion = check_completion(
             image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
@@ -349,7 +364,7 @@ class VisualARPipeline(DiffusionPipeline):
         """
         if drafter is not None:
             check_drafter(self, drafter)
-        self.model.draft_with(None if drafter is None else drafter.model)
+        self.model.use_draft_model(None if drafter is None else drafter.model)
         self._drafts = drafter
 
     def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
@@ -490,6 +505,11 @@ class VisualARPipeline(DiffusionPipeline):
         if hook is not None:
             hook.pre_forward(component)
 
+    def _introduce_draft_head(self) -> None:
+        """Tells the model of the component, which may have been exchanged."""
+        if self.model.draft_head is not self.draft_head:
+            self.model.use_draft_head(self.draft_head)
+
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
         if model.vocab_size != tokenizer.codebook_size:
@@ -502,6 +522,7 @@ class VisualARPipeline(DiffusionPipeline):
                 f"class_names must have one name for each of {self._classes} classes, "
                 f"got {len(config.class_names)}"
             )
+        self._introduce_draft_head()
         layout = self._layout(config.height, config.width)
         options = {key: config[key] for key in OPTIONS}
         make_sampling([0], layout.length, **options)

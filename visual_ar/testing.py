@@ -7,6 +7,8 @@ inside; it does exercise the cache, absolute slots and masks the way a transform
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
@@ -17,12 +19,15 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.base import DenoisingModel, TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
 
 
-class ToyTokenModel(TokenModel):
+class ToyTokenModel(DenoisingModel):
     """Sums what every earlier (rank, token) pair contributes, and reads logits off the sum.
+
+    Noisy inputs are summed like any others, so that whoever conditions on them has another law.
 
     Args:
         vocab_size: V, at least 2.
@@ -34,7 +39,9 @@ class ToyTokenModel(TokenModel):
         order: "raster", or "neighbour" for groups of several tokens with several sources.
     """
 
-    capabilities = frozenset({"categorical", "some sources"})
+    capabilities = frozenset({"categorical", "trees", "denoising", "some sources"})
+    ends: Tensor  # int64 [P + N], first slot that each slot does not see
+    sources: Tensor  # int64 [N, A], see `Layout.sources`
 
     @register_to_config
     def __init__(
@@ -58,6 +65,10 @@ class ToyTokenModel(TokenModel):
         self.contributions = table(length, vocab_size, hidden_size)
         self.head = table(length, hidden_size, vocab_size)
         self.classes = table(3, prefix_length, hidden_size)
+        # Buffers, so that a captured pass finds them on its device.
+        ends = torch.cat([torch.arange(prefix_length) + 1, layout.group_end + prefix_length])
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("sources", layout.sources, persistent=False)
         if order == "neighbour":
             self.turns = table(len(grid), hidden_size, hidden_size)  # one hidden state an axis
 
@@ -98,23 +109,35 @@ class ToyTokenModel(TokenModel):
         """What a token contributes at its rank. tokens, ranks: int64 [R, Q]; [R, Q, D]."""
         return self.contributions[self._position(ranks), tokens]
 
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Evenly spaced up to 4. [steps + 1]."""
+        return torch.linspace(0, 4, steps + 1, device=self.device)
+
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """The contributions, which are standard normal. int64 [R, Q] twice; [R, Q, D]."""
+        return self.embed(tokens, ranks).float()
+
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """The latents themselves. [R, Q, D]; ratios: [R, Q]; returns [R, Q, D]."""
+        return latents.to(self.dtype)
+
     def forward(
         self,
         x: Tensor,
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
+        noisy: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
-        slots = ranks + self.prefix_length
-        layout = self.layout(self.config.grid)
-        prefix = torch.arange(self.prefix_length)
-        ends = torch.cat([prefix + 1, layout.group_end + self.prefix_length])
-        end = ends[slots.clamp(max=len(ends) - 1)]
+        positions = ranks + self.prefix_length
+        end = self.ends[positions.clamp(max=len(self.ends) - 1)]
         if cache is None:
             values = x
-            mask = (torch.arange(x.shape[1]) < end[..., None])[:, None]
+            mask = (torch.arange(x.shape[1], device=x.device) < end[..., None])[:, None]
         else:
+            slots = positions if slots is None else slots
             _, values = cache.update(0, x[:, None], x[:, None], slots)
             mask = cache.visible(slots, end) if visible is None else visible
         total = (mask.to(values.dtype) @ values.view(len(x), 1, -1, self.hidden_size))[:, 0] * 0.6
@@ -134,9 +157,9 @@ class ToyTokenModel(TokenModel):
             [R, Q, V].
         """
         position = self._position(ranks)
-        logits = hidden.view(*ranks.shape, -1, self.hidden_size) @ self.head[position]
+        logits = hidden.reshape(*ranks.shape, -1, self.hidden_size) @ self.head[position]
         if present is None:
-            present = (self.layout(self.config.grid).sources != ABSENT)[position]
+            present = self.sources[position] != ABSENT
         share = present / present.sum(-1, keepdim=True).clamp(min=1)
         return (logits * share[..., None]).sum(2).float() * self.config.sharpness
 
@@ -150,16 +173,34 @@ class ToyTokenModel(TokenModel):
         Returns:
             [B, N, V].
         """
-        layout, prefix = self.layout(self.config.grid), self.prefix_length
-        ranks = torch.arange(-prefix, layout.length).expand(len(tokens), -1)
+        prefix = self.prefix_length
+        ranks = torch.arange(-prefix, len(self.sources), device=tokens.device)
+        ranks = ranks.expand(len(tokens), -1)
         x = torch.cat([condition.prefix, self.embed(tokens, ranks[:, prefix:])], dim=1)
         hidden = self.forward(x, ranks).view(*ranks.shape, -1, self.hidden_size)
-        columns = layout.sources.clamp(min=-1) + prefix
-        ways = torch.arange(columns.shape[1])
+        columns = self.sources.clamp(min=-1) + prefix
+        ways = torch.arange(columns.shape[1], device=tokens.device)
         return self.predict(hidden[:, columns, ways], ranks[:, prefix:])
 
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
+
+
+def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
+    """An untrained draft head for the toy: whatever it drafts, an exact method stays exact.
+
+    Args:
+        model: the toy, whose hidden size is a multiple of 4.
+        seed: of the random weights.
+    """
+    width, length = model.hidden_size, model.layout(model.config.grid).length
+    head = DraftHead(width, 1, model.vocab_size, math.isqrt(length - 1) + 1, ffn_dim=width)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    # Laws that are too peaked hide mistakes: all ways to draw from a point mass are alike.
+    torch.nn.init.normal_(head.norm.weight, std=0.2, generator=generator)
+    return head.eval()
 
 
 @torch.inference_mode()

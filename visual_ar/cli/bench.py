@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
 from visual_ar.cli.suites import Suite, families, pareto
 
@@ -15,12 +16,22 @@ if TYPE_CHECKING:
 PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
 SAMPLING, AMOUNT, SUITE = "Sampling", "How much is measured", "With a suite"
 
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("kernels")(bench_kernels.kernels)
+app.command("loop")(bench_kernels.loop)
 
+
+@app.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
     ] = "emoji",
-    drafter: Annotated[
+    draft_model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL", help="Model of the same tokenizer that drafts for the method hybrid."
@@ -115,7 +126,7 @@ def bench(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure decoding methods side by side on one model.
+    """Measure decoding methods side by side on one model, or what a pass is made of.
 
     Methods take turns, in an order that rotates from round to round, so that a
     noisy machine hurts all alike; speedups are ratios within a round. Without
@@ -139,7 +150,12 @@ def bench(
 
     [cyan]visual-ar bench --methods "jacobi:window=32,coupling=gumbel exact-match" --json[/cyan]
     Two methods beside sequential decoding, as one JSON document.
+
+    [cyan]visual-ar bench kernels[/cyan] and [cyan]visual-ar bench loop[/cyan]
+    The verification of drafts alone, and the parts of a pass.
     """
+    if context.invoked_subcommand is not None:
+        return
     options = _options(guidance, temperature, top_k, top_p, plain)
     extra = None
     if suite is not None and suite != "families":
@@ -158,10 +174,10 @@ def bench(
     schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
     chosen = [spec for given in methods or () for spec in given.split()]
     if suite == "families":
-        if chosen or drafter is not None:
+        if chosen or draft_model is not None:
             raise ValueError(
-                "methods and drafter must be left out with the suite families, "
-                f"got {chosen or drafter}"
+                "methods and draft_model must be left out with the suite families, "
+                f"got {chosen or draft_model}"
             )
         pipes = {name: load(name, device, dtype) for name in bundled()}
         families(
@@ -174,7 +190,7 @@ def bench(
             as_json,
         )
         return
-    pipe = load(model, device, dtype, drafter)
+    pipe = load(model, device, dtype, draft_model)
     named = prompts or subjects(pipe)
     if extra is not None and dataset is not None:
         pareto(extra, dataset, pipe, model, named, chosen, options, schedule, as_json)

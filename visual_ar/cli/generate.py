@@ -84,12 +84,13 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published, exact-match, hybrid (with --drafter) or "
-            "groups (models of several tokens a pass). [dim]Default: the model's own.[/dim]",
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
+            "tree-adaptive, draft-head, denoising, hybrid (with --draft-model) or groups (models "
+            "of several tokens a pass). [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
         ),
     ] = None,
-    drafter: Annotated[
+    draft_model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
@@ -100,7 +101,7 @@ def generate(
     drafts: Annotated[
         str | None,
         typer.Option(
-            help="whole or ahead: what the drafter sees (hybrid only).", rich_help_panel=METHOD
+            help="whole or ahead: how the draft model drafts (hybrid only).", rich_help_panel=METHOD
         ),
     ] = None,
     window: Annotated[
@@ -125,9 +126,42 @@ def generate(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="What accepts a draft (jacobi only): exact or block, lossless; or grouped, "
-            "lantern, lantern++, omega, typical, which trade fidelity for speed: "
+            help="What accepts a draft (jacobi and draft-head): exact or block, lossless; or "
+            "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
             "omega/omega=1.2.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxN",
+            help="Drafts at the first positions (tree only): 3x2 is three, and two behind each.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        typer.Option(
+            help="Who drafts (tree only): jacobi, head, or neighbours such as left-law+above-law.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a tree follows what was accepted (tree only): none, length or shape.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Levels of noise (denoising only).", rich_help_panel=METHOD),
+    ] = None,
+    clean: Annotated[
+        int | None,
+        typer.Option(
+            help="Drafts at the head of the window without noise (denoising only).",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -201,7 +235,7 @@ def generate(
     [cyan]visual-ar generate -m cifar10 -c ship --seed 7 --method exact-match[/cyan]
     The ship that sequential decoding draws from seed 7, sooner.
 
-    [cyan]visual-ar generate "cat face" --method hybrid --drafter emoji-nar[/cyan]
+    [cyan]visual-ar generate "cat face" --method hybrid --draft-model emoji-nar[/cyan]
     The law of the model, with drafts of another that draws many tokens a pass.
 
     [cyan]visual-ar generate "cat face" --complete half.png --keep-rows 0:8[/cyan]
@@ -210,19 +244,24 @@ def generate(
     kind, subjects = _subjects(prompts, classes, count)
     if columns is not None and not sheet:
         raise ValueError(f"columns must be left out without --sheet, got {columns}")
-    if drafter is not None and method != "hybrid":
-        raise ValueError(f"drafter must be left out without --method hybrid, got {drafter}")
+    if draft_model is not None and method != "hybrid":
+        raise ValueError(f"draft_model must be left out without --method hybrid, got {draft_model}")
     paths = _paths(output, 1 if sheet else len(subjects))
     for path in paths:
         check_output_file(path, ".png")
     set_threads(threads)
-    pipe = load(model, device, dtype, drafter)
+    pipe = load(model, device, dtype, draft_model)
     own = {
         "drafts": drafts,
         "window": parse_window(window),
         "coupling": coupling,
         "init": init,
         "rule": rule,
+        "tree": tree,
+        "drafter": drafter,
+        "adapt": adapt,
+        "steps": steps,
+        "clean": clean,
     }
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
@@ -242,7 +281,7 @@ def generate(
         kept=completion(pipe, complete, keep_rows, mask, (height, width)),
         asked={
             "model": model,
-            "drafter": drafter,
+            "draft_model": draft_model,
             "complete": None if complete is None else str(complete),
             "keep_rows": keep_rows,
             "mask": None if mask is None else str(mask),

@@ -207,7 +207,7 @@ def _measure(
 
 
 def _row(entrant: Entrant, batches: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    models = [entrant.pipe.model, entrant.pipe.model.drafter if "+" in entrant.model else None]
+    models = [entrant.pipe.model, entrant.pipe.model.draft_model if "+" in entrant.model else None]
     return {
         "model": entrant.model,
         "method": type(entrant.method).__name__,

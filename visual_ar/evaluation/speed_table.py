@@ -66,7 +66,9 @@ def render_families(document: dict[str, Any]) -> RenderableType:
 def _counts(document: dict[str, Any]) -> Table:
     lossy = any(not method["lossless"] for method in document["methods"])
     names = ["window", "passes", "fewer", "accepted", "heads", "outside"]
-    table = _table("passes", *names, *(["TV"] if lossy else []))
+    drafted = _drafted(document)
+    extra = [*(["drafts"] if drafted else []), *(["TV"] if lossy else [])]
+    table = _table("passes", *names, *extra)
     for method in document["methods"]:
         row = method["batches"][0]
         windows = dict.fromkeys(str(row["window"]) for row in method["batches"])
@@ -79,10 +81,17 @@ def _counts(document: dict[str, Any]) -> Table:
             f"{row['head_evaluations_per_picture']:.0f}",
             "" if share is None else f"{share:.0%}",
         ]
+        if drafted:
+            cells.append(f"{row['draft_evaluations_per_picture']:.0f}")
         if lossy:
             cells.append("" if spent is None else f"{spent:.3f}")
         table.add_row(_name(method), *cells)
     return table
+
+
+def _drafted(document: dict[str, Any]) -> bool:
+    rows = [method["batches"][0] for method in document["methods"]]
+    return any(row["draft_evaluations_per_picture"] for row in rows)
 
 
 def _times(document: dict[str, Any], index: int) -> Table:
@@ -134,6 +143,10 @@ def _notes(document: dict[str, Any]) -> list[str]:
         "evaluations of a picture; outside: share of a pass that is not the model; times: median "
         "of a batch; fewer, speedup: against sequential decoding in the same rounds, all stages.",
     ]
+    if _drafted(document):
+        notes.append(
+            "drafts: steps of a draft head for a picture, each with one more head evaluation."
+        )
     if any(not method["lossless"] for method in document["methods"]):
         notes.append(
             "TV: total variation between a token's law and the model's, spent by a lossy rule on "

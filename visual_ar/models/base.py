@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
+
+if TYPE_CHECKING:
+    from visual_ar.models.draft_head import DraftHead
 
 
 class TokenModel(ModelMixin, ConfigMixin):
@@ -19,42 +23,55 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives; "categorical" is logits over a code book, "some sources"
-            that `predict` takes a third argument `present`, bool [R, Q, A], sources to read.
+        capabilities: what its head gives, "categorical" being logits over a code book; "trees" when
+            `forward` can write several drafts of one rank to `slots` of their own; "some sources"
+            when `predict` takes a third argument `present`, bool [R, Q, A], sources to read.
     """
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
-    _drafter: tuple[TokenModel, ...] = ()  # in a tuple it is no submodule: saved and moved apart
+    # In tuples, so that their weights do not become the model's own.
+    _draft_heads: tuple[DraftHead, ...] = ()
+    _draft_models: tuple[TokenModel, ...] = ()
 
     @property
-    def drafter(self) -> TokenModel | None:
-        """The model that may draft for this one, see `draft_with`."""
-        return self._drafter[0] if self._drafter else None
+    def draft_head(self) -> DraftHead | None:
+        """What drafts tokens for this model from its hidden states, if there is anything."""
+        return self._draft_heads[0] if self._draft_heads else None
 
-    def draft_with(self, drafter: TokenModel | None) -> None:
-        """Names a model of the same tokens for methods that verify another model's drafts.
-
-        Args:
-            drafter: a model with the same code book; None takes it away.
+    def use_draft_head(self, head: DraftHead | None) -> None:
+        """Takes a draft head, or gives it up. Its weights stay apart from the model's.
 
         Raises:
-            ValueError: the code books differ, or the drafter does not tell the laws of its drafts.
+            ValueError: it was made for another model.
         """
-        if drafter is None:
-            self._drafter = ()
-            return
-        if drafter.vocab_size != self.vocab_size:
-            raise ValueError(
-                f"drafter must share the tokenizer's {self.vocab_size} codes, "
-                f"got {drafter.vocab_size} codes"
-            )
-        if "categorical" not in drafter.capabilities:
-            raise ValueError(
-                "drafter must name the law of every draft (categorical), "
-                f"{type(drafter).__name__} has {sorted(drafter.capabilities)}"
-            )
-        self._drafter = (drafter,)
+        if head is not None:
+            head.check(self)
+        self._draft_heads = () if head is None else (head,)
+
+    @property
+    def draft_model(self) -> TokenModel | None:
+        """Another model of the same tokens that drafts for this one, if there is any."""
+        return self._draft_models[0] if self._draft_models else None
+
+    def use_draft_model(self, model: TokenModel | None) -> None:
+        """Takes another model that drafts, or gives it up. Its weights stay apart from this one's.
+
+        Raises:
+            ValueError: the code books differ, or it does not tell the laws of its drafts.
+        """
+        if model is not None:
+            if model.vocab_size != self.vocab_size:
+                raise ValueError(
+                    f"draft_model must share the tokenizer's {self.vocab_size} codes, "
+                    f"got {model.vocab_size} codes"
+                )
+            if "categorical" not in model.capabilities:
+                raise ValueError(
+                    "draft_model must name the law of every draft (categorical), "
+                    f"{type(model).__name__} has {sorted(model.capabilities)}"
+                )
+        self._draft_models = () if model is None else (model,)
 
     @property
     @abstractmethod
@@ -94,14 +111,16 @@ class TokenModel(ModelMixin, ConfigMixin):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the trunk on some positions of every row, writing their keys and values.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q], any ranks; the cache must hold what they attend to.
-            cache: written at slots P + rank; None runs x as one full causal sequence.
+            cache: written at `slots`; None runs x as one full sequence.
             visible: bool [R, 1, Q, extent] replacing the layout's rule, e.g. for trees.
+            slots: int64 [R, Q] of the cache; None is P + rank. Drafts of one rank need one each.
 
         Returns:
             [R, Q, D] hidden states, normalised, ready for `predict`; [R, Q, A, D] where ranks have
@@ -120,3 +139,35 @@ class TokenModel(ModelMixin, ConfigMixin):
         Returns:
             [R, Q, V] fp32 logits for a categorical head.
         """
+
+
+class DenoisingModel(TokenModel):
+    """A model with the capability "denoising": its inputs may be embeddings under Gaussian noise.
+
+    A latent is an embedding normalised to mean 0 and variance 1, under noise of ratio s: latents
+    read (e + s n) / sqrt(1 + s^2) with n normal, whatever s.
+    """
+
+    @abstractmethod
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Noise to signal, ascending: 0, then `steps` ratios up to the largest. [steps + 1]."""
+
+    @abstractmethod
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """Normalised embeddings, without noise. tokens, ranks: int64 [R, Q]; fp32 [R, Q, D]."""
+
+    @abstractmethod
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """Input embeddings of noisy latents. [R, Q, D]; ratios: [R, Q], above 0; [R, Q, D]."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None = None,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+        noisy: Tensor | None = None,
+    ) -> Tensor:
+        """See `TokenModel.forward`. noisy: bool [R, Q], inputs under noise; None is none."""

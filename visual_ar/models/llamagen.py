@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -40,6 +40,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 """Published sizes: layers, heads, width."""
 
+Adapt = Callable[[int, Tensor], Tensor]
+"""What a derived model does to the input [R, Q, D] of block i; i = n_layer is the last norm."""
+
 _DOWNSAMPLE = 16  # pixels a cell in every published generator
 _NOT_PARAMETERS = re.compile(r"(^|\.)(freqs_cis|causal_mask)$|\.kv_cache\.")
 
@@ -63,7 +66,7 @@ class LlamaGen(ConditionedModel):
         ValueError: neither or both conditions are given, or the heads do not fit the width.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "trees"})
     _repeated_blocks = ["Block"]  # noqa: RUF012  (read by diffusers' compile_repeated_blocks)
 
     @register_to_config
@@ -118,45 +121,73 @@ class LlamaGen(ConditionedModel):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the blocks and the last norm.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q] from -P on; ranks past the picture take its last position.
-            cache: written at slots P + rank; None attends within x.
+            cache: written at `slots`; None attends within x.
             visible: bool [R, 1, Q, S], True where attended; None is causal.
+            slots: int64 [R, Q] of the cache; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states, ready for `predict`.
         """
-        slots = ranks + self.prefix_length
+        return self._forward(x, ranks, cache, visible, slots)
+
+    def _forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None,
+        visible: Tensor | None,
+        slots: Tensor | None,
+        adapt: Adapt | None = None,
+    ) -> Tensor:
+        positions = ranks + self.prefix_length
+        slots = positions if slots is None else slots
         if cache is not None and visible is None:
             visible = cache.visible(slots)
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, slots, mask, cache)
+        return self._run(x, positions, mask, cache, slots, adapt)
 
     def _run(
-        self, x: Tensor, slots: Tensor, mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        adapt: Adapt | None = None,
     ) -> Tensor:
-        """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
+        """`forward` behind its masks.
+
+        Args:
+            x: [R, Q, D].
+            positions: int64 [R, Q], P + rank.
+            mask: [R, 1, Q, S] added to scores.
+            cache: None attends within x.
+            slots: int64 [R, Q] of the cache; None without one.
+        """
         table = self.rotation_table(x.device)
-        rotation = table[slots.clamp(max=len(table) - 1)][:, :, None, None]
+        rotation = table[positions.clamp(max=len(table) - 1)][:, :, None, None]
         shared = Pass(rotation, mask, cache, slots)
         if self.training:
             x = F.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, shared)
-        return self.norm(x)
+            x = block(x if adapt is None else adapt(layer, x), layer, shared)
+        return self.norm(x if adapt is None else adapt(len(self.layers), x))
 
     def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""
         return self.output(hidden).float()
 
-    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
-        """Logits of every token of whole pictures given those before it, for training.
+    def features(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Hidden states from which every token of whole pictures is predicted, for training.
 
         Args:
             tokens: int64 [B, N] in decode order.
@@ -165,7 +196,7 @@ class LlamaGen(ConditionedModel):
                 Then one of them, weighed by their number, does for all, and costs less.
 
         Returns:
-            fp32 [B, N, V].
+            [B, N, D], column r the state of rank r - 1.
         """
         batch, length = tokens.shape
         prefix = self.prefix_length
@@ -175,11 +206,18 @@ class LlamaGen(ConditionedModel):
             x, ranks = x[:, prefix - 1 :], ranks[:, prefix - 1 :]
             mask = x.new_full((length, length), -torch.inf).triu(1)
             mask[:, 0] = math.log(prefix)
-            return self.predict(self._run(x, ranks + prefix, mask), ranks + 1)
+            return self._run(x, ranks + prefix, mask)
         end = torch.arange(1, x.shape[1] + 1, device=x.device)
         visible = None if prefix == 1 else full_mask(condition.mask, end)
-        hidden = self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
-        return self.predict(hidden, ranks[:, prefix - 1 :] + 1)
+        return self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
+
+    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Logits of every token of whole pictures given those before it, for training.
+
+        Arguments as for `features`. Returns fp32 [B, N, V].
+        """
+        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return self.predict(self.features(tokens, condition, same_columns), ranks)
 
 
 def convert_official(

@@ -160,34 +160,52 @@ class NAR(ConditionedModel):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the blocks and the norms of the heads.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q] from -P on; ranks past the grid take its last position.
-            cache: written at slots P + rank; None runs x as whole sequences from rank -P on.
+            cache: written at `slots`; None runs x as whole sequences from rank -P on.
             visible: bool [R, 1, Q, S], True where attended; None is the prefix and all groups up
                 to the rank's own.
+            slots: int64 [R, Q] of the cache; None is P + rank.
 
         Returns:
             [R, Q, A, D] hidden states, one for every head, ready for `predict`.
         """
-        slots = ranks + self.prefix_length
+        positions = ranks + self.prefix_length
+        slots = positions if slots is None else slots
         tables = self._tables(x.device)
         if visible is None:
-            end = tables.end[slots.clamp(max=len(tables.end) - 1)]
+            end = tables.end[positions.clamp(max=len(tables.end) - 1)]
             if cache is None:
                 visible = full_mask(x.new_ones(1, self.prefix_length, dtype=torch.bool), end[0])
             else:
                 visible = cache.visible(slots, end)
         mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, slots, mask, cache)
+        return self._run(x, positions, mask, cache, slots)
 
-    def _run(self, x: Tensor, slots: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
-        """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` behind its masks.
+
+        Args:
+            x: [R, Q, D].
+            positions: int64 [R, Q], P + rank.
+            mask: [R, 1, Q, S] added to scores.
+            cache: None attends within x.
+            slots: int64 [R, Q] of the cache; None without one.
+        """
         tables = self._tables(x.device)
-        cell = tables.cell[slots.clamp(max=len(tables.cell) - 1)]
+        cell = tables.cell[positions.clamp(max=len(tables.cell) - 1)]
         rotation = None
         if self.config.frames is None:
             rotation = self.rotation_table(x.device)[cell][:, :, None, None]
@@ -242,12 +260,12 @@ class NAR(ConditionedModel):
         x = torch.cat([condition.prefix, self.embed(tokens, ranks[:, prefix:])], dim=1)
         visible = full_mask(condition.mask, tables.end)
         mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        slots = ranks + prefix
+        positions = ranks + prefix
         if same_columns:
-            x, slots = x[:, prefix - 1 :], slots[:, prefix - 1 :]
+            x, positions = x[:, prefix - 1 :], positions[:, prefix - 1 :]
             mask = mask[:, :, prefix - 1 :, prefix - 1 :]
             mask[..., 0] = math.log(prefix)
-        hidden = self._run(x, slots, mask)
+        hidden = self._run(x, positions, mask)
         columns = tables.sources.clamp(min=-1) + (hidden.shape[1] - tokens.shape[1])
         of_axes = [hidden[:, columns[:, axis], axis] for axis in range(len(self.grid))]
         return self.predict(torch.stack(of_axes, dim=2), ranks[:, prefix:])

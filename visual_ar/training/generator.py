@@ -305,8 +305,18 @@ def _loss(model: Generator, drawn: Drawn, given: Given, drop: Tensor | None = No
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
     # All columns of a caption hold its summary; those of no caption were made equal at the start.
     logits = model.logits(drawn.inputs, condition, same_columns=model.prefix_length > 1)
-    log_p = logits.log_softmax(-1).gather(-1, drawn.labels)
-    return -(drawn.chances * log_p).sum(-1).mean()
+    return soft_cross_entropy(logits, drawn.labels, drawn.chances)
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tensor:
+    """Mean cross-entropy, nats a token.
+
+    Args:
+        logits: [B, Q, V].
+        labels: int64 [B, Q, K], codes of each cell.
+        chances: [B, Q, K], of the labels.
+    """
+    return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
 
 
 def _trunk(folder: Path) -> dict[str, Tensor]:

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 
 from visual_ar.data.dataset import Dataset, load
+from visual_ar.models.denoising import OPTIONS
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.denoising import DenoisingTraining
+from visual_ar.training.draft_head import DraftTraining
 from visual_ar.training.generator import FAMILIES, GeneratorTraining
 from visual_ar.training.recipe import (
+    DenoisingRecipe,
+    DraftRecipe,
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
@@ -33,7 +38,8 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
         recipe: the name of a bundled recipe or the path of a TOML file.
         data: folder of the prepared dataset that the recipe names.
         output: folder of the run; afterwards it holds `log.csv`, `metrics.json` and the folder
-            `model/` of a tokenizer or `pipeline/` of a generator.
+            `model/` of a tokenizer or `pipeline/` of a generator, draft head or denoiser; that of a
+            denoiser also holds `delta/`, what was trained alone.
         device: "cpu" or "cuda".
 
     Returns:
@@ -67,6 +73,13 @@ def _check_models(recipe: Recipe) -> None:
     """Raises ValueError for an unknown family, or an argument of a model that no one knows."""
     if isinstance(recipe, TokenizerRecipe):
         check_options(recipe.model, VQTokenizer, f"{recipe.name}: model")
+    if isinstance(recipe, DenoisingRecipe):
+        for key in recipe.model:
+            if key not in OPTIONS:
+                names = ", ".join(OPTIONS)
+                raise ValueError(
+                    f"{recipe.name}: model: unknown key {key!r}; known keys are {names}"
+                )
     if isinstance(recipe, GeneratorRecipe):
         if recipe.family not in FAMILIES:
             raise ValueError(
@@ -79,9 +92,13 @@ def _check_models(recipe: Recipe) -> None:
 
 def _training(
     recipe: Recipe, data: Dataset, output: Path, device: torch.device
-) -> TokenizerTraining | GeneratorTraining:
+) -> TokenizerTraining | GeneratorTraining | DraftTraining | DenoisingTraining:
     if isinstance(recipe, TokenizerRecipe):
         return TokenizerTraining(recipe, data, output, device)
+    if isinstance(recipe, DraftRecipe):
+        return DraftTraining(recipe, data, output, device)
+    if isinstance(recipe, DenoisingRecipe):
+        return DenoisingTraining(recipe, data, output, device)
     assert isinstance(recipe, GeneratorRecipe)
     return GeneratorTraining(recipe, data, output, device)
 
