@@ -131,15 +131,13 @@ class DecodeState:
         Args:
             tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
-            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the causal rule.
+            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the model's own rule.
             slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
 
         Returns:
-            [R, Q, D] hidden states.
+            [R, Q, D] hidden states, or [R, Q, A, D] where ranks have A sources.
         """
         x, row_ranks = self.inputs(self.model.embed(tokens, ranks), ranks)
-        if slots is None:
-            return self.model.forward(x, row_ranks, self.cache, visible)
         return self.model.forward(x, row_ranks, self.cache, visible, slots)
 
     def inputs(self, x: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,10 +158,18 @@ class DecodeState:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
 
         Args:
-            hidden: [R, Q, D] hidden states of the ranks before them.
+            hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
         """
-        logits = self.model.predict(hidden, self.twice(ranks))
+        return self.warped(self.model.predict(hidden, self.twice(ranks)), ranks)
+
+    def warped(self, logits: Tensor, ranks: Tensor) -> CategoricalLaw:
+        """The guided, warped laws out of a head's output; forced ranks are point masses.
+
+        Args:
+            logits: fp32 [R, Q, V].
+            ranks: int64 [B, Q], from 0.
+        """
         if self.guided:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
@@ -267,6 +273,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"{type(self).__name__} needs a model with {sorted(missing)}, "
                 f"{type(model).__name__} has {sorted(model.capabilities)}"
             )
+        self.check_layout(layout)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raises ValueError when this method cannot decode in such an order."""
         if not layout.is_chain:
             raise ValueError(
                 f"{type(self).__name__} needs a next-token layout, "

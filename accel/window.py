@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -158,13 +158,18 @@ def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Conditi
         "dtype": str(model.dtype),
         "method": type(method).__name__,
         "options": options,
-        "model": {k: v for k, v in model.config.items() if not k.startswith("_")},
+        "model": _public(model),
+        "draft_model": None if model.draft_model is None else _public(model.draft_model),
         "grid": layout.grid,
         "rows": len(condition.prefix),
         "torch": torch.__version__,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return f"{name}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _public(model: TokenModel) -> dict[str, Any]:
+    return {k: v for k, v in model.config.items() if not k.startswith("_")}
 
 
 def _cpu_name() -> str:

@@ -16,6 +16,7 @@ from visual_ar.png import read_recipe
 _SAMPLING = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
 _OTHER_WAYS = {
     "complete": "the picture it completed is not in the file",
+    "draft_model": "another model drafted for it",
     "sheet": "it is a sheet, of which the first picture is restored",
 }
 

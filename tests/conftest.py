@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -51,6 +53,31 @@ def build_tiny_pipeline(text=False, **options):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def build_parallel_pipeline(pipe, **options):
+    """A pipeline of a NAR model with random weights and the tokenizer of another pipeline."""
+    torch.manual_seed(1)
+    text = pipe.text_encoder is not None
+    condition = {"caption_dim": 8, "caption_length": 3} if text else {"num_classes": 3}
+    model = NAR(dim=32, n_layer=1, n_head=2, vocab_size=16, grid_size=4, ffn_dim=48, **condition)
+    for head in model.outputs:
+        torch.nn.init.normal_(head.weight, std=0.6)
+    parts = {
+        "image_tokenizer": pipe.image_tokenizer,
+        "text_encoder": pipe.text_encoder,
+        "class_names": pipe.config.class_names,
+    }
+    drafter = VisualARPipeline(
+        model=model.eval(),
+        scheduler=GroupDecoding(),
+        height=8,
+        width=8,
+        guidance_scale=2.0,
+        **{**parts, **options},
+    )
+    drafter.set_progress_bar_config(disable=True)
+    return drafter
 
 
 @pytest.fixture
@@ -95,6 +122,12 @@ def serving_app(app):
 def serving():
     """Serves web applications: `with serving(app) as address`."""
     return serving_app
+
+
+@pytest.fixture
+def make_parallel_pipeline():
+    """Builds a pipeline that draws several tokens a pass: make(pipe with its tokenizer)."""
+    return build_parallel_pipeline
 
 
 @pytest.fixture

@@ -53,6 +53,13 @@ def texts(tiny_text_pipeline, tmp_path):
     return tmp_path / "texts"
 
 
+@pytest.fixture
+def parallel(tiny_text_pipeline, make_parallel_pipeline, tmp_path):
+    """Folder of a saved pipeline that may draft for the one in `texts`."""
+    make_parallel_pipeline(tiny_text_pipeline).save_pretrained(tmp_path / "parallel")
+    return tmp_path / "parallel"
+
+
 def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
     result = run("generate", "-m", classes, "--class", "dog", "--seed", 5, "--guidance", 3)
     assert result.exit_code == 0, result.output
@@ -71,7 +78,17 @@ def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
         ["--method", "tree", "--window", 4, "--tree", 2, "--drafter", "left-law+above-law"],
     ],
 )
-def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words):
+def test_info_prints_a_command_that_draws_the_picture_again(texts, words):
+    draw_twice(texts, words)
+
+
+def test_a_draft_model_is_part_of_the_command(texts, parallel):
+    words = ["--method", "hybrid", "--draft-model", parallel, "--drafts", "ahead", "--window", 4]
+    assert draw_twice(texts, words)["draft_model"] == str(parallel)
+
+
+def draw_twice(texts, words):
+    """Draws first.png, and again by the command that it carries; returns its recipe."""
     first = run("generate", "red apple", "-m", texts, "-o", "first.png", *words)
     assert first.exit_code == 0, first.output
     printed = run("info", "first.png").stdout.strip()
@@ -84,6 +101,7 @@ def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words
         assert recipe["passes"] <= recipe["tokens"] == 16
         assert {"torch", "visual-ar", "diffusers"} <= set(recipe["versions"])
     assert recipes[0] == recipes[1]
+    return recipes[0]
 
 
 def test_a_lossy_rule_says_what_it_spends(texts):

@@ -219,6 +219,9 @@ def test_a_base_that_does_not_fit_is_refused(runs: Path) -> None:
     metrics.write_text(json.dumps({"recipe": BASE | {"dataset": "cifar10"}}))
     with pytest.raises(ValueError, match="base must be trained on emoji, got cifar10"):
         train(runs, "out")
+    metrics.write_text(json.dumps({"recipe": BASE | {"family": "nar"}}))
+    with pytest.raises(ValueError, match="base must be of the family llamagen, got nar"):
+        train(runs, "out")
     metrics.write_text("{}")
     with pytest.raises(ValueError, match=r"metrics\.json must tell the recipe of a run"):
         train(runs, "out")

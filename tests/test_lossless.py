@@ -15,6 +15,8 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.groups import GroupDecoding
+from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.accel.tree_decoding import TreeDecoding
@@ -29,6 +31,7 @@ from visual_ar.testing import (
 
 METHODS = {
     "sequential": SequentialDecoding(),
+    "groups of one": GroupDecoding(),
     "exact-match": ExactMatchJacobiDecoding(window=2, init="uniform"),
     "exact-match left": ExactMatchJacobiDecoding(window=3, init="left"),
     "published": SpeculativeJacobiDecoding(window=2, coupling="independent", init="random"),
@@ -73,6 +76,7 @@ def test_previous_frame_drafts_are_exact():
 
 def test_every_registered_lossless_method_is_covered():
     covered = {type(method) for method in METHODS.values()}
+    covered.add(HybridDecoding)  # in test_hybrid, which gives it a drafter
     for name in visual_ar.accel.CLASSES:
         registered = getattr(visual_ar.accel, name)
         if registered is not Decoding and registered.lossless:

@@ -136,7 +136,7 @@ def test_the_command_writes_a_document_and_a_chart(tiny_text_pipeline, dataset, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "suite must be one of pareto, got 'fast'"),
+        (["--suite", "fast"], "suite must be one of pareto, families, got 'fast'"),
         (["--suite", "pareto", "--data", "nowhere"], "which does not exist; visual-ar data emoji"),
     ],
 )

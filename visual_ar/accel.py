@@ -20,6 +20,8 @@ CLASSES = {  # public name -> module
     "TreeDecoding": "tree_decoding",
     "DraftHeadDecoding": "draft_head",
     "SpeculativeDenoisingDecoding": "denoising",
+    "GroupDecoding": "groups",
+    "HybridDecoding": "hybrid",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -32,6 +34,8 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "tree-adaptive": "TreeDecoding.adaptive",
     "draft-head": "DraftHeadDecoding",
     "denoising": "SpeculativeDenoisingDecoding",
+    "groups": "GroupDecoding",
+    "hybrid": "HybridDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

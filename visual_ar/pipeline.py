@@ -23,6 +23,7 @@ from visual_ar import loading
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.host_copy import HostCopy
 from visual_ar.conditioning import Condition
+from visual_ar.drafting import check_drafter
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.models.draft_head import DraftHead
@@ -115,6 +116,7 @@ class VisualARPipeline(DiffusionPipeline):
         )
         self._image_processor = VaeImageProcessor()
         self._interrupt = False
+        self._drafts: VisualARPipeline | None = None
         self._check_components()
 
     @classmethod
@@ -348,6 +350,23 @@ class VisualARPipeline(DiffusionPipeline):
         output = VisualAROutput(images=images, tokens=preview.tokens, stats=preview.stats)
         return output if return_dict else output.to_tuple()
 
+    def draft_with(self, drafter: VisualARPipeline | None) -> None:
+        """Lets another pipeline's model draft for this one's, for the method "hybrid".
+
+        The drafter is neither saved nor moved with this pipeline.
+
+        Args:
+            drafter: draws the same subjects with the same tokenizer; None takes it away.
+
+        Raises:
+            ValueError: the two do not share a tokenizer, a device or a kind of subject, or the
+                drafter cannot order the grid or tell the laws of its drafts.
+        """
+        if drafter is not None:
+            check_drafter(self, drafter)
+        self.model.use_draft_model(None if drafter is None else drafter.model)
+        self._drafts = drafter
+
     def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
         """The prefix of every picture, and of its unconditional twin when guided.
 
@@ -356,6 +375,13 @@ class VisualARPipeline(DiffusionPipeline):
             guided: whether there are twins; None is what the request needs.
         """
         guided = request.guided if guided is None else guided
+        condition = self._prefix(request, guided)
+        if self._drafts is None:
+            return condition
+        return condition._replace(draft=self._drafts.encode_condition(request, guided))
+
+    def _prefix(self, request: Request, guided: bool) -> Condition:
+        """The prefixes of this pipeline's own model."""
         if self._classes is not None:
             self._onload("model")
             labels = torch.tensor(request.conditions, device=self._execution_device)

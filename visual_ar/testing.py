@@ -18,7 +18,7 @@ from torch import Tensor
 from visual_ar.accel.decoding import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
-from visual_ar.layout import Layout, raster_layout
+from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
 from visual_ar.models.base import DenoisingModel, TokenModel
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
@@ -36,9 +36,12 @@ class ToyTokenModel(DenoisingModel):
         hidden_size: D.
         sharpness: spread of the logits; the laws grow peaked with it.
         seed: of the random parameters.
+        order: "raster", or "neighbour" for groups of several tokens with several sources.
     """
 
-    capabilities = frozenset({"categorical", "trees", "denoising"})
+    capabilities = frozenset({"categorical", "trees", "denoising", "some sources"})
+    ends: Tensor  # int64 [P + N], first slot that each slot does not see
+    sources: Tensor  # int64 [N, A], see `Layout.sources`
 
     @register_to_config
     def __init__(
@@ -49,10 +52,12 @@ class ToyTokenModel(DenoisingModel):
         hidden_size: int = 6,
         sharpness: float = 1.5,
         seed: int = 0,
+        order: str = "raster",
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        length = raster_layout(tuple(grid)).length
+        layout = self.layout(grid)
+        length = layout.length
 
         def table(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(*shape, generator=generator))
@@ -60,6 +65,12 @@ class ToyTokenModel(DenoisingModel):
         self.contributions = table(length, vocab_size, hidden_size)
         self.head = table(length, hidden_size, vocab_size)
         self.classes = table(3, prefix_length, hidden_size)
+        # Buffers, so that a captured pass finds them on its device.
+        ends = torch.cat([torch.arange(prefix_length) + 1, layout.group_end + prefix_length])
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("sources", layout.sources, persistent=False)
+        if order == "neighbour":
+            self.turns = table(len(grid), hidden_size, hidden_size)  # one hidden state an axis
 
     @property
     def vocab_size(self) -> int:
@@ -77,10 +88,11 @@ class ToyTokenModel(DenoisingModel):
         return self.config.hidden_size
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
-        """The raster order of the configured grid."""
+        """The configured order of the configured grid."""
         if tuple(grid) != tuple(self.config.grid):
             raise ValueError(f"grid must be {tuple(self.config.grid)}, got {tuple(grid)}")
-        return raster_layout(tuple(grid))
+        ordered = neighbour_layout if self.config.order == "neighbour" else raster_layout
+        return ordered(tuple(grid))
 
     def condition(self, labels: list[int], guided: bool) -> Condition:
         """Prefixes of classes 0 and 1; class 2 stands for no class. labels: one a picture."""
@@ -119,17 +131,56 @@ class ToyTokenModel(DenoisingModel):
         noisy: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
+        positions = ranks + self.prefix_length
+        end = self.ends[positions.clamp(max=len(self.ends) - 1)]
         if cache is None:
-            return torch.tanh(x.cumsum(1) * 0.6)
-        slots = ranks + cache.prefix if slots is None else slots
-        _, values = cache.update(0, x[:, None], x[:, None], slots)
-        mask = cache.visible(slots) if visible is None else visible
-        return torch.tanh((mask.to(values.dtype) @ values)[:, 0] * 0.6)
+            values = x
+            mask = (torch.arange(x.shape[1], device=x.device) < end[..., None])[:, None]
+        else:
+            slots = positions if slots is None else slots
+            _, values = cache.update(0, x[:, None], x[:, None], slots)
+            mask = cache.visible(slots, end) if visible is None else visible
+        total = (mask.to(values.dtype) @ values.view(len(x), 1, -1, self.hidden_size))[:, 0] * 0.6
+        if self.config.order == "raster":
+            return torch.tanh(total)
+        return torch.tanh(torch.einsum("rqd,ade->rqae", total, self.turns))
 
-    def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
-        """Logits of `ranks`. hidden: [R, Q, D]; ranks: int64 [R, Q]; returns [R, Q, V]."""
-        logits = hidden[..., None, :] @ self.head[self._position(ranks)]
-        return logits[..., 0, :].float() * self.config.sharpness
+    def predict(self, hidden: Tensor, ranks: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits of `ranks`, the mean over their sources.
+
+        Args:
+            hidden: [R, Q, D], or [R, Q, A, D].
+            ranks: int64 [R, Q].
+            present: bool [R, Q, A], the sources to read; None is all that exist.
+
+        Returns:
+            [R, Q, V].
+        """
+        position = self._position(ranks)
+        logits = hidden.reshape(*ranks.shape, -1, self.hidden_size) @ self.head[position]
+        if present is None:
+            present = self.sources[position] != ABSENT
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        return (logits * share[..., None]).sum(2).float() * self.config.sharpness
+
+    def logits(self, tokens: Tensor, condition: Condition) -> Tensor:
+        """Logits of whole sequences in decode order, without a cache.
+
+        Args:
+            tokens: int64 [B, N].
+            condition: of B rows.
+
+        Returns:
+            [B, N, V].
+        """
+        prefix = self.prefix_length
+        ranks = torch.arange(-prefix, len(self.sources), device=tokens.device)
+        ranks = ranks.expand(len(tokens), -1)
+        x = torch.cat([condition.prefix, self.embed(tokens, ranks[:, prefix:])], dim=1)
+        hidden = self.forward(x, ranks).view(*ranks.shape, -1, self.hidden_size)
+        columns = self.sources.clamp(min=-1) + prefix
+        ways = torch.arange(columns.shape[1], device=tokens.device)
+        return self.predict(hidden[:, columns, ways], ranks[:, prefix:])
 
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
@@ -159,7 +210,7 @@ def enumerate_law(
     sampling: Sampling,
     forced: Tensor | None = None,
 ) -> Tensor:
-    """The exact probability of every sequence, by the chain rule over full causal passes.
+    """The exact probability of every sequence in decode order, by full passes without a cache.
 
     Args:
         model: the toy.
@@ -177,10 +228,8 @@ def enumerate_law(
     logits = []
     for name in (label, 2):
         prefix = model.classes[name].expand(count, -1, -1)
-        ranks = torch.arange(length).expand(count, -1)
-        x = torch.cat([prefix, model.embed(sequences, ranks)], dim=1)[:, :-1]
-        hidden = model.forward(x, ranks)[:, model.prefix_length - 1 :]
-        logits.append(model.predict(hidden, ranks))
+        mask = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
+        logits.append(model.logits(sequences, Condition(prefix, mask)))
     scale = sampling.guidance
     scale = scale if scale.dim() == 2 else scale[:, None]
     guided = guide(logits[0], logits[1], scale.expand(count, length))

@@ -67,11 +67,17 @@ class Drawn(NamedTuple):
     stats: "Stats"
 
 
-def load(model: str, device: str, dtype: str) -> "VisualARPipeline":
+def load(model: str, device: str, dtype: str, draft_model: str | None = None) -> "VisualARPipeline":
     """Returns the pipeline on a device.
 
+    Args:
+        model: Bundled name, folder or hub id.
+        device: See `resolve_device`.
+        dtype: See `resolve_dtype`.
+        draft_model: Another such model that drafts for this one.
+
     Raises:
-        ValueError: no such device, or the model's files are damaged.
+        ValueError: no such device, a model's files are damaged, or the draft model does not fit.
         OSError: no such model, or the hub cannot be reached.
     """
     place = resolve_device(device)
@@ -80,7 +86,11 @@ def load(model: str, device: str, dtype: str) -> "VisualARPipeline":
     from visual_ar.pipeline import VisualARPipeline
 
     logging.disable_progress_bar()  # three files load at once; the bar that matters is the tokens'
-    return VisualARPipeline.from_pretrained(model, dtype=resolve_dtype(dtype, place)).to(place)
+    number = resolve_dtype(dtype, place)
+    pipe = VisualARPipeline.from_pretrained(model, dtype=number).to(place)
+    if draft_model is not None:
+        pipe.draft_with(VisualARPipeline.from_pretrained(draft_model, dtype=number).to(place))
+    return pipe
 
 
 def completion(

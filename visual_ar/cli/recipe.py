@@ -22,6 +22,8 @@ FLAGS = {
     "top_k": "--top-k",
     "top_p": "--top-p",
     "method": "--method",
+    "draft_model": "--draft-model",
+    "drafts": "--drafts",
     "window": "--window",
     "coupling": "--coupling",
     "init": "--init",

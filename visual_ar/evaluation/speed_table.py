@@ -1,4 +1,4 @@
-"""Draws the document of `visual_ar.evaluation.speed` as tables; knows no measurement."""
+"""Draws the documents of `speed` and `families` as tables; knows no measurement."""
 
 from __future__ import annotations
 
@@ -27,6 +27,40 @@ def render(document: dict[str, Any]) -> RenderableType:
     """
     times = [_times(document, index) for index in range(len(document["batches"]))]
     return Group(_counts(document), *times, *_notes(document))
+
+
+def render_families(document: dict[str, Any]) -> RenderableType:
+    """A table for every set of comparable models. document: as `bench_families` returns it."""
+    sizes = [f"/s at {batch}" for batch in document["batches"]]
+    names = ("M", "passes", "heads", "ms", *sizes, "speedup", "quality")
+    tables: list[RenderableType] = []
+    for rows in document["families"]:
+        table = _table("families", *names)
+        for row in rows:
+            first = row["batches"][0]
+            quality = ", ".join(f"{v:.3g}" for v in (row["quality"] or {}).values())
+            table.add_row(
+                f"{row['model']} {row['method'].removesuffix('Decoding')}",
+                f"{row['parameters'] / 1e6:.2f}",
+                f"{first['passes_per_picture']:.1f}",
+                f"{first['head_evaluations_per_picture']:.0f}",
+                f"{1000 * first['seconds']['total']['median']:.0f}",
+                *(f"{some['pictures_per_second']:.2f}" for some in row["batches"]),
+                f"{first['speedup']['median']:.2f}x",
+                quality,
+            )
+        tables.append(table)
+    measured = {
+        key for rows in document["families"] for row in rows for key in row["quality"] or {}
+    }
+    note = (
+        f"{document['rounds']} rounds of {document['pictures']} pictures; M: million parameters; "
+        f"passes, heads and ms: of a picture at batch {document['batches'][0]}, all stages; /s: "
+        "pictures a second at a batch size; speedup: against the first row. A drafter's heads are "
+        "counted, its passes are not. "
+        f"Quality: {', '.join(sorted(measured)) or 'not measured (--data)'}."
+    )
+    return Group(*tables, note)
 
 
 def _counts(document: dict[str, Any]) -> Table:

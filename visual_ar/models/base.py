@@ -23,18 +23,20 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives, "categorical" being logits over a code book; and "trees"
-            when `forward` can write several drafts of one rank to `slots` of their own.
+        capabilities: what its head gives, "categorical" being logits over a code book; "trees" when
+            `forward` can write several drafts of one rank to `slots` of their own; "some sources"
+            when `predict` takes a third argument `present`, bool [R, Q, A], sources to read.
     """
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
-    # In a tuple, so that its weights do not become the model's own.
+    # In tuples, so that their weights do not become the model's own.
     _draft_heads: tuple[DraftHead, ...] = ()
+    _draft_models: tuple[TokenModel, ...] = ()
 
     @property
     def draft_head(self) -> DraftHead | None:
-        """What drafts tokens for this model, if there is anything."""
+        """What drafts tokens for this model from its hidden states, if there is anything."""
         return self._draft_heads[0] if self._draft_heads else None
 
     def use_draft_head(self, head: DraftHead | None) -> None:
@@ -46,6 +48,30 @@ class TokenModel(ModelMixin, ConfigMixin):
         if head is not None:
             head.check(self)
         self._draft_heads = () if head is None else (head,)
+
+    @property
+    def draft_model(self) -> TokenModel | None:
+        """Another model of the same tokens that drafts for this one, if there is any."""
+        return self._draft_models[0] if self._draft_models else None
+
+    def use_draft_model(self, model: TokenModel | None) -> None:
+        """Takes another model that drafts, or gives it up. Its weights stay apart from this one's.
+
+        Raises:
+            ValueError: the code books differ, or it does not tell the laws of its drafts.
+        """
+        if model is not None:
+            if model.vocab_size != self.vocab_size:
+                raise ValueError(
+                    f"draft_model must share the tokenizer's {self.vocab_size} codes, "
+                    f"got {model.vocab_size} codes"
+                )
+            if "categorical" not in model.capabilities:
+                raise ValueError(
+                    "draft_model must name the law of every draft (categorical), "
+                    f"{type(model).__name__} has {sorted(model.capabilities)}"
+                )
+        self._draft_models = () if model is None else (model,)
 
     @property
     @abstractmethod
@@ -92,12 +118,13 @@ class TokenModel(ModelMixin, ConfigMixin):
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q], any ranks; the cache must hold what they attend to.
-            cache: written at `slots`; None runs x as one full causal sequence.
-            visible: bool [R, 1, Q, extent] replacing the causal rule, e.g. for trees.
+            cache: written at `slots`; None runs x as one full sequence.
+            visible: bool [R, 1, Q, extent] replacing the layout's rule, e.g. for trees.
             slots: int64 [R, Q] of the cache; None is P + rank. Drafts of one rank need one each.
 
         Returns:
-            [R, Q, D] hidden states, normalised, ready for `predict`.
+            [R, Q, D] hidden states, normalised, ready for `predict`; [R, Q, A, D] where ranks have
+            A sources, one for each of the ranks that a position may be a source of.
         """
 
     @abstractmethod
@@ -105,7 +132,8 @@ class TokenModel(ModelMixin, ConfigMixin):
         """Raw head output for `ranks` from the hidden states of their sources.
 
         Args:
-            hidden: [R, Q, D] hidden states of the sources.
+            hidden: [R, Q, D] hidden states of the sources; [R, Q, A, D] where ranks have A sources,
+                any values standing for those that do not exist.
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:

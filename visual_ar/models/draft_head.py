@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from visual_ar.cache import KVCache
 from visual_ar.layers import Block, Linear, Pass, RMSNorm, rotations_2d
 from visual_ar.models.base import TokenModel
-from visual_ar.models.llamagen import LlamaGen, default_ffn_dim
+from visual_ar.models.conditioned import default_ffn_dim
+from visual_ar.models.llamagen import LlamaGen
 
 _PROBES = 16
 _TOLERANCE = 2.0**-6  # above what rounding to bfloat16 changes
@@ -93,8 +94,8 @@ class DraftHead(ModelMixin, ConfigMixin):
                 )
         if config.made_for is None:
             return
-        made_for, given = torch.tensor(config.made_for), torch.tensor(fingerprint(model))
-        if not torch.allclose(made_for, given, rtol=_TOLERANCE, atol=1e-3):
+        expected, found = torch.tensor(config.made_for), torch.tensor(fingerprint(model))
+        if not torch.allclose(expected, found, rtol=_TOLERANCE, atol=1e-3):
             raise ValueError(
                 "draft_head must be made for the model it drafts for, got one for other weights "
                 f"of {type(model).__name__}; a recipe of kind draft trains one"

@@ -17,10 +17,11 @@ from torch import nn
 
 from visual_ar import loading
 from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.models.conditioned import ConditionedModel
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
-from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import OPTIONS, VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -30,7 +31,7 @@ SETTINGS = ("class_names", "height", "width", *OPTIONS)
 
 
 def save_pipeline(
-    model: LlamaGen,
+    model: ConditionedModel,
     tokenizer: VQTokenizer,
     text_encoder: TextEncoder | None,
     class_names: list[str] | None,
@@ -47,14 +48,16 @@ def save_pipeline(
         class_names: one a class, of a class-conditional model.
         sampling: defaults of the pipeline.
         output: its folder. Files there that are no part of a pipeline, such as a card, stay.
-        scheduler: its decoding method; None is speculative Jacobi decoding.
+        scheduler: its decoding method; None is speculative Jacobi decoding, or group decoding of
+            a model that predicts several tokens at once.
     """
     parts = _in_float16((model, tokenizer, text_encoder), output.name)
     side = model.config.grid_size * tokenizer.downsample
+    chain = model.layout(tokenizer.grid(side, side)).is_chain
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],
-        scheduler=scheduler or SpeculativeJacobiDecoding(),
+        scheduler=scheduler or (SpeculativeJacobiDecoding() if chain else GroupDecoding()),
         text_encoder=parts[2],
         class_names=class_names,
         height=side,

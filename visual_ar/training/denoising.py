@@ -69,6 +69,8 @@ class DenoisingTraining:
         base = finished_recipe(run)
         if not isinstance(base, GeneratorRecipe):
             raise ValueError(f"base must name a recipe of kind generator, got {base.kind}")
+        if base.family != "llamagen":
+            raise ValueError(f"base must be of the family llamagen, got {base.family}")
         if base.dataset != data.name:
             raise ValueError(f"base must be trained on {data.name}, got {base.dataset}")
         self.base = base

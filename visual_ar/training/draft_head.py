@@ -330,4 +330,9 @@ def _load_base(path: Path) -> VisualARPipeline:
         raise FileNotFoundError(
             f"the generator must be trained first: recipe {path.parent.name} into {path.parent}"
         )
-    return VisualARPipeline.from_pretrained(path)
+    pipe = VisualARPipeline.from_pretrained(path)
+    if not isinstance(pipe.model, LlamaGen):
+        raise ValueError(
+            f"base must be of the family llamagen, {path} holds a {type(pipe.model).__name__}"
+        )
+    return pipe

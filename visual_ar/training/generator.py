@@ -1,4 +1,4 @@
-"""The training loop of a next-token generator over cached codes; knows nothing about pixels.
+"""The training loop of a token generator over cached codes; knows nothing about pixels.
 
 Sun et al. (2024), "Autoregressive model beats diffusion: LlamaGen", section 3.2: cross-entropy over
 the codes, with the condition left out at times so that guidance works (Ho and Salimans 2022).
@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.data.dataset import Dataset
-from visual_ar.models.llamagen import CaptionEmbedder, LlamaGen
+from visual_ar.models.conditioned import CaptionEmbedder
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.nar import NAR
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -38,6 +40,10 @@ from visual_ar.training.state import (
     save_checkpoint,
     update,
 )
+from visual_ar.training.trunk import start_from
+
+Generator = LlamaGen | NAR
+FAMILIES: dict[str, type[LlamaGen] | type[NAR]] = {"llamagen": LlamaGen, "nar": NAR}
 
 ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `captions`
 HELD_OUT_PICTURES = 200
@@ -48,7 +54,7 @@ SHEET_COLUMNS = 8
 class Trained(nn.Module):
     """All that one run trains: the transformer and, for captions, the encoder that reads them."""
 
-    def __init__(self, model: LlamaGen, captions: CaptionModel | None) -> None:
+    def __init__(self, model: Generator, captions: CaptionModel | None) -> None:
         super().__init__()
         self.model = model
         self.captions = captions
@@ -103,12 +109,13 @@ class GeneratorTraining:
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
             }
-        model = LlamaGen(
+        model = FAMILIES[recipe.family](
             **recipe.model,
             **condition,
             vocab_size=self.tokenizer.codebook_size,
             grid_size=self.grid[0],
         )
+        self.codes = self.codes.ordered(model.layout(self.grid).order)
         place_codes(model, self.tokenizer.quantize.codebook().detach())
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
@@ -118,7 +125,9 @@ class GeneratorTraining:
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
-        if captions is not None:
+        if recipe.trunk:
+            start_from(self.trained, _trunk(output.parent / recipe.trunk))
+        elif captions is not None:
             start_captions(
                 captions,
                 self.conditions,
@@ -209,7 +218,7 @@ class GeneratorTraining:
             chosen.top_p,
         )
         layout = model.layout(self.grid)
-        for step in SequentialDecoding().decode(model, layout, condition, sampling):
+        for step in GroupDecoding().decode(model, layout, condition, sampling):
             tokens = step.tokens
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
         save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)
@@ -246,14 +255,15 @@ class GeneratorTraining:
 
 
 @torch.no_grad()
-def place_codes(model: LlamaGen, vectors: Tensor) -> None:
+def place_codes(model: Generator, vectors: Tensor) -> None:
     """Starts embeddings and head so that codes with similar vectors are similar. vectors: [V, d].
 
     A code of thousands is seen rarely; what is learned about it then holds for those around it.
     Measured on the first 100 steps of emoji: as low a loss as 140 steps without it.
     """
     unit = F.normalize(vectors.float(), dim=-1)
-    for weight, norm in ((model.tok_embeddings.weight, 0.3), (model.output.weight, 0.5)):
+    heads = [(weight, 0.5) for weight in model.head_weights]
+    for weight, norm in ((model.tok_embeddings.weight, 0.3), *heads):
         frame = nn.init.orthogonal_(torch.empty(unit.shape[1], weight.shape[1]))
         weight.add_((norm * unit @ frame).to(weight.device))
 
@@ -279,7 +289,7 @@ def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
     return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
 
 
-def _matrices(model: LlamaGen) -> list[nn.Parameter]:
+def _matrices(model: Generator) -> list[nn.Parameter]:
     """What Muon trains: the blocks, and the caption projection.
 
     AdamW lets one direction that all captions share grow to seven eighths of the projected prefix.
@@ -290,7 +300,7 @@ def _matrices(model: LlamaGen) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
 
-def _loss(model: LlamaGen, drawn: Drawn, given: Given, drop: Tensor | None = None) -> Tensor:
+def _loss(model: Generator, drawn: Drawn, given: Given, drop: Tensor | None = None) -> Tensor:
     """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
     # All columns of a caption hold its summary; those of no caption were made equal at the start.
@@ -307,6 +317,14 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tenso
         chances: [B, Q, K], of the labels.
     """
     return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
+
+
+def _trunk(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a finished run."""
+    state = load_checkpoint(folder)
+    if state is None:
+        raise FileNotFoundError(f"the trunk must be trained first: recipe {folder.name}")
+    return state["average"]
 
 
 def _load_tokenizer(path: Path) -> VQTokenizer:

@@ -158,6 +158,9 @@ class GeneratorRecipe(Recipe):
     """A generator's training.
 
     Attributes:
+        family: "llamagen" for next-token, "nar" for next-neighbour prediction.
+        trunk: name of the recipe whose trained model this one starts from; its run lies beside
+            this one's. Nothing starts from random weights.
         tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
@@ -174,6 +177,8 @@ class GeneratorRecipe(Recipe):
         sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
+    family: str = "llamagen"
+    trunk: str = ""
     tokenizer: str = ""
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
@@ -274,6 +279,8 @@ def bundled() -> dict[str, Path]:
         "cifar10",
         "emoji_draft",
         "emoji_denoising",
+        "emoji_nar",
+        "cifar10_nar",
     )
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 

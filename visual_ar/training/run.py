@@ -12,12 +12,11 @@ import torch
 
 from visual_ar.data.dataset import Dataset, load
 from visual_ar.models.denoising import OPTIONS
-from visual_ar.models.llamagen import LlamaGen
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.denoising import DenoisingTraining
 from visual_ar.training.draft_head import DraftTraining
-from visual_ar.training.generator import GeneratorTraining
+from visual_ar.training.generator import FAMILIES, GeneratorTraining
 from visual_ar.training.recipe import (
     DenoisingRecipe,
     DraftRecipe,
@@ -71,9 +70,9 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
 
 
 def _check_models(recipe: Recipe) -> None:
-    """Raises ValueError when a table of constructor arguments has a key that no one knows."""
-    if isinstance(recipe, DraftRecipe):
-        return
+    """Raises ValueError for an unknown family, or an argument of a model that no one knows."""
+    if isinstance(recipe, TokenizerRecipe):
+        check_options(recipe.model, VQTokenizer, f"{recipe.name}: model")
     if isinstance(recipe, DenoisingRecipe):
         for key in recipe.model:
             if key not in OPTIONS:
@@ -81,11 +80,14 @@ def _check_models(recipe: Recipe) -> None:
                 raise ValueError(
                     f"{recipe.name}: model: unknown key {key!r}; known keys are {names}"
                 )
-        return
-    model = VQTokenizer if isinstance(recipe, TokenizerRecipe) else LlamaGen
-    check_options(recipe.model, model, f"{recipe.name}: model")
-    if isinstance(recipe, GeneratorRecipe) and recipe.text is not None:
-        check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
+    if isinstance(recipe, GeneratorRecipe):
+        if recipe.family not in FAMILIES:
+            raise ValueError(
+                f"{recipe.name}: family must be one of {', '.join(FAMILIES)}, got {recipe.family!r}"
+            )
+        check_options(recipe.model, FAMILIES[recipe.family], f"{recipe.name}: model")
+        if recipe.text is not None:
+            check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
 
 
 def _training(
