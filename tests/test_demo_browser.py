@@ -12,6 +12,7 @@ import pytest
 
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.app.demo import application, build
+from visual_ar.app.drawing import PREVIEW_SECONDS
 from visual_ar.png import read_recipe
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -19,7 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
-PATIENCE = 300_000  # milliseconds; machines that run tests are busy
+PATIENCE = 120_000  # milliseconds; machines that run tests are busy
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   const dataTransfer = new DataTransfer();
@@ -128,6 +129,7 @@ def test_a_picture_is_typed_watched_kept_and_restored(visitor, pace, tmp_path):
     pace.allow(4)
     picture = visitor.locator(PICTURES).first
     before = picture.get_attribute("src")
+    visitor.wait_for_timeout(3000 * PREVIEW_SECONDS)  # no sooner is another preview due
     pace.allow(4)
     sync_api.expect(picture).not_to_have_attribute("src", before, timeout=PATIENCE)
     pace.free()
