@@ -1,5 +1,6 @@
 """Fixtures that several test files share; knows nothing about any one module's tests."""
 
+import os
 import socket
 import threading
 import time
@@ -15,6 +16,9 @@ from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
+    torch.set_num_threads(1)
 
 WORDS = ("red", "green", "apple", "tree")
 
