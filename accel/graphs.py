@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from torch import Tensor
 from visual_ar.sampling import Warps
 
 if TYPE_CHECKING:
-    from visual_ar.accel.decoding import DecodeState, Decoding, Step
     from visual_ar.layout import Layout
     from visual_ar.models.base import TokenModel
     from visual_ar.tokenizers.base import VisualTokenizer
 
-    Body = Callable[[], Step]
+# A `DecodeState`, a `Decoding` and a `Step`: their module imports this one.
+State: TypeAlias = Any
+Method: TypeAlias = Any
+Result: TypeAlias = Any
+Body = Callable[[], Result]
 
 _EXTENT_STEP = 32
 
@@ -49,7 +52,7 @@ def extent_for(slots: int, limit: int, captured: bool) -> int:
 class Capture(Protocol):
     """Records what a function does, without doing it."""
 
-    def __call__(self, body: Body) -> tuple[Callable[[], None], Step]:
+    def __call__(self, body: Body) -> tuple[Callable[[], None], Result]:
         """Returns what does it, and the tensors that then hold the result."""
 
 
@@ -67,7 +70,7 @@ class CudaCapture:
         self._device = device
         self._pool: Any = None
 
-    def __call__(self, body: Body) -> tuple[Callable[[], None], Step]:
+    def __call__(self, body: Body) -> tuple[Callable[[], None], Result]:
         """See `Capture`. Other threads may use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with (
@@ -88,7 +91,7 @@ class CapturedSteps:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._graphs: dict[Any, tuple[Callable[[], None], Step]] = {}
+        self._graphs: dict[Any, tuple[Callable[[], None], Result]] = {}
         self._met: set[Any] = set()
         self._static: list[tuple[int, torch.Size]] = []
 
@@ -107,7 +110,7 @@ class CapturedSteps:
         """Number of graphs."""
         return len(self._graphs)
 
-    def run(self, step: Callable[[DecodeState], Step], state: DecodeState) -> Step:
+    def run(self, step: Callable[[State], Result], state: State) -> Result:
         """One pass. The state's tensors stay where they are; the result belongs to the caller.
 
         Args:
@@ -130,11 +133,14 @@ class CapturedSteps:
             self._graphs[key] = self._capture(lambda: _in_place(step, state))
         replay, result = self._graphs[key]
         replay()
-        copies = (value.clone() if isinstance(value, Tensor) else value for value in result)
-        return type(result)(*copies)
+        copies = {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in result._asdict().items()
+        }
+        return type(result)(**copies)
 
 
-def _in_place(step: Callable[[DecodeState], Step], state: DecodeState) -> Step:
+def _in_place(step: Callable[[State], Result], state: State) -> Result:
     """A step whose new tensors are copied to where the old ones were."""
     before, settings = _tensors(state), _settings(state)
     static = {tensor.untyped_storage().data_ptr() for _, _, tensor in before}
@@ -163,11 +169,11 @@ def _in_place(step: Callable[[DecodeState], Step], state: DecodeState) -> Step:
     return result
 
 
-def _owners(state: DecodeState) -> list[Any]:
+def _owners(state: State) -> list[Any]:
     return [part for part in (state, state.cache, state.method) if hasattr(part, "__dict__")]
 
 
-def _tensors(state: DecodeState) -> list[tuple[Any, str, Tensor]]:
+def _tensors(state: State) -> list[tuple[Any, str, Tensor]]:
     """Every tensor of a state with who holds it under which name, but for the layout's."""
     return [
         (owner, name, value)
@@ -178,7 +184,7 @@ def _tensors(state: DecodeState) -> list[tuple[Any, str, Tensor]]:
     ]
 
 
-def _settings(state: DecodeState) -> dict[str, Any]:
+def _settings(state: State) -> dict[str, Any]:
     """Whatever numbers the host keeps in a state."""
     return {
         name: value
@@ -191,14 +197,14 @@ def _settings(state: DecodeState) -> dict[str, Any]:
 
 @contextmanager
 def lent_state(
-    method: Decoding,
+    method: Method,
     model: TokenModel,
     layout: Layout,
     slots: int,
     guided: bool,
     window: int,
     tokenizer: VisualTokenizer | None,
-) -> Iterator[DecodeState]:
+) -> Iterator[State]:
     """A state for one call, arguments as of `Decoding.init`.
 
     Where passes are captured, the method keeps it for the next call that fits, with its graphs. Two

@@ -10,6 +10,7 @@ second form. Knows nothing about families or pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -294,7 +295,8 @@ class HybridDecoding(WindowedDecoding):
         present = torch.where(sources >= 0, committed, sources == -1)
         hidden = groups.of_sources(state.twice(wanted))
         rows = (state.twice(wanted), state.twice(present))
-        law = drafting.warped(drafting.model.predict(hidden, *rows), wanted)
+        model: Any = drafting.model  # one with "some sources", as `check` made sure
+        law = drafting.warped(model.predict(hidden, *rows), wanted)
         state.tokens.scatter_(1, ranks, law.sample(u))
         buffers.evaluations += ranks.numel()
         return law
