@@ -301,11 +301,15 @@ def test_interruption_leaves_only_whole_pictures(classes, folder):
     def interrupt():
         while not list(folder.glob("*.png")):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.is_set():  # Python drops an interrupt that falls into a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(5)
 
+    over = threading.Event()
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     result = run("generate", "-m", classes, "-c", 0, "--count", 5000, "--batch", 1)
+    over.set()
     thread.join()
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Interrupted.")
     files = list(folder.iterdir())
