@@ -28,7 +28,7 @@ from visual_ar.training.conditions import TextConditions
 from visual_ar.training.generator import balance, mislead, place_codes
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.muon import orthogonal
-from visual_ar.training.pictures import psnr, shifted, to_float, to_uint8
+from visual_ar.training.pictures import shifted, to_float, to_uint8
 from visual_ar.training.recipe import Codebook, Optimiser, ReconstructionLoss
 from visual_ar.training.state import Log, load_checkpoint, save_checkpoint
 from visual_ar.training.trunk import start_from
@@ -515,15 +515,6 @@ def test_pictures_shift_with_their_border_and_survive_the_round_trip() -> None:
         crops = [padded[y : y + 6, x : x + 7] for y in range(5) for x in range(5)]
         assert any(np.array_equal(after.numpy(), crop) for crop in crops)
     assert not torch.equal(moved, pictures)
-
-
-def test_psnr_is_the_textbook_value() -> None:
-    ours = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    theirs = ours.clone()
-    theirs[0] = 16
-    theirs[1, :, 0, 0] = 255
-    expected = torch.tensor([20 * math.log10(255 / 16), 10 * math.log10(16)])
-    assert torch.allclose(psnr(ours, theirs), expected, atol=1e-4)
 
 
 def test_muon_steps_are_orthogonal() -> None:

@@ -1,4 +1,4 @@
-"""Pictures in training: conversions, shifts, PSNR and sheets; knows nothing about models."""
+"""Pictures in training: conversions, shifts and sheets; knows nothing about models."""
 
 from __future__ import annotations
 
@@ -40,9 +40,3 @@ def to_float(pictures: Tensor) -> Tensor:
 def to_uint8(pictures: Tensor) -> Tensor:
     """float [..., 3, H, W] in [-1, 1] to uint8 of the same shape."""
     return (pictures.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def psnr(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture. uint8 [B, 3, H, W] both; returns [B]."""
-    error = (ours.float() - theirs.float()).square().mean(dim=(1, 2, 3))
-    return 20 * math.log10(255) - 10 * error.clamp(min=1e-10).log10()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from visual_ar.data.dataset import Dataset
+from visual_ar.evaluation.distortion import psnr
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.codebook import CodebookUpkeep
 from visual_ar.training.losses import TokenizerLoss
-from visual_ar.training.pictures import psnr, save_sheet, shifted, to_float, to_uint8
+from visual_ar.training.pictures import save_sheet, shifted, to_float, to_uint8
 from visual_ar.training.recipe import TokenizerRecipe
 from visual_ar.training.state import (
     Average,
