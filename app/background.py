@@ -29,14 +29,15 @@ class _Left(Exception):
 
 def watched(
     work: Callable[[Callable[[int, int], None]], Result],
+    start: Callable[[Callable[[], None]], None],
 ) -> Iterator[Progress | Finished[Result]]:
     """Yields progress as work reports it, and its result.
 
-    The work runs in a thread of its own. When the generator is closed early, the work's next report
-    ends it.
+    When the generator is closed early, the work's next report ends it.
 
     Args:
         work: called with a function (done, total) that it calls from time to time.
+        start: makes another thread run what it is called with, such as `DeviceThread.start`.
 
     Raises:
         Exception: what the work raised.
@@ -55,7 +56,7 @@ def watched(
         except BaseException as error:
             events.put(error)
 
-    threading.Thread(target=run, name="visual_ar page", daemon=True).start()
+    start(run)
     try:
         while True:
             event = events.get()

@@ -53,12 +53,13 @@ def measure(
         if not isinstance(value, int | float) or not 1 <= value <= most:
             raise ValueError(f"{name} must be from 1 to {most}, got {value!r}")
     schedule = Schedule(int(pictures), (1,), int(rounds))
-    pipe = shelf.get(model)
+    pipe = shelf.thread.call(lambda: shelf.get(model))
     yield "Measuring windows that are not known.", None, None
     for event in watched(
         lambda report: bench_pipeline(
             pipe, model, subjects(pipe), methods=methods, schedule=schedule, progress=report
-        )
+        ),
+        shelf.thread.start,
     ):
         if isinstance(event, Finished):
             yield heading(event.result), rows(event.result), points(event.result)

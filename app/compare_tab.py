@@ -140,7 +140,7 @@ def add_compare_tab(shelf: Shelf, controls: Controls) -> None:
 
     event = gr.on(
         [start.click, subject.submit],
-        sentences(run),
+        sentences(shelf.thread.handler(run)),
         [controls.model, subject, seed, first, second, *controls.sampling],
         outputs,
         api_name="compare",

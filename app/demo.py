@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
 
+    from visual_ar.app.device_thread import DeviceThread
     from visual_ar.pipeline import VisualARPipeline
 
 WAITING = 20
@@ -20,25 +21,30 @@ LARGEST_UPLOAD = "20mb"
 _HOUR = 3600
 
 
-def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
+def build(
+    pipe: VisualARPipeline, name: str | None = None, thread: DeviceThread | None = None
+) -> gr.Blocks:
     """Makes the page for a pipeline. Drawing starts when a visitor asks for it.
 
     Args:
         pipe: any pipeline; visitors may turn to bundled models and load others.
         name: of the model, as recipes tell it; by default what the pipeline was loaded from.
+        thread: in which the page computes, best the one that has loaded the pipeline; by default
+            a new one.
     """
     import gradio as gr
 
     from visual_ar.app.benchmark_tab import add_benchmark_tab
     from visual_ar.app.compare_tab import add_compare_tab
     from visual_ar.app.controls import subject_of
+    from visual_ar.app.device_thread import DeviceThread
     from visual_ar.app.generate_tab import add_generate_tab
     from visual_ar.app.models_tab import add_models_tab
     from visual_ar.app.page import SCRIPT, STYLE, name_list
     from visual_ar.app.shelf import Shelf
     from visual_ar.app.tokens_tab import add_tokens_tab
 
-    shelf = Shelf(pipe, name or _name(pipe))
+    shelf = Shelf(pipe, name or _name(pipe), thread or DeviceThread())
     # Pictures that were shown are deleted after a day.
     with gr.Blocks(
         title="visual_ar", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR)

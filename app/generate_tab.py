@@ -80,7 +80,7 @@ def _on_draw(
         """Ends the drawing."""
         return "Stopped."
 
-    handler = name_arguments(sentences(generate), [*ARGUMENTS, *names])
+    handler = name_arguments(sentences(shelf.thread.handler(generate)), [*ARGUMENTS, *names])
     outputs = [gallery, status, controls.seed]
     shared: dict[str, Any] = {"concurrency_id": DEVICE, "concurrency_limit": 1}
     drawing_event = gr.on(
@@ -127,7 +127,7 @@ def _on_change(shelf: Shelf, controls: Controls, dice: gr.Button) -> None:
 
     followers = [*controls.of_model, *controls.of_method]
     controls.model.input(
-        sentences(choose_model),
+        sentences(shelf.thread.handler(choose_model)),
         controls.model,
         followers,
         api_name="choose_model",
@@ -187,7 +187,7 @@ def _on_restore(shelf: Shelf, controls: Controls, file: gr.UploadButton) -> None
         *controls.of_method,
     ]
     file.upload(
-        sentences(restore_picture),
+        sentences(shelf.thread.handler(restore_picture)),
         file,
         outputs,
         api_name="restore",

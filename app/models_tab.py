@@ -67,7 +67,7 @@ def add_models_tab(shelf: Shelf, controls: Controls) -> None:
     followers = [*controls.of_model, *controls.of_method]
     gr.on(
         [start.click, wanted.submit],
-        sentences(load),
+        sentences(shelf.thread.handler(load)),
         wanted,
         [status, controls.model, shown, table, text, *followers],
         api_name="load_model",
@@ -76,7 +76,11 @@ def add_models_tab(shelf: Shelf, controls: Controls) -> None:
         concurrency_limit=1,
     )
     shown.input(
-        sentences(show_card), shown, [table, text], api_name="model_card", concurrency_id=DEVICE
+        sentences(shelf.thread.handler(show_card)),
+        shown,
+        [table, text],
+        api_name="model_card",
+        concurrency_id=DEVICE,
     )
 
 

@@ -18,6 +18,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -67,8 +68,11 @@ class Service:
         self.size = f"{config.width}x{config.height}"
         self.created = int(time.time())
         self.answers: Counter[int] = Counter()
-        # One at a time: drawing shares the device with the passes, and memory stays bounded.
-        self.drawer = ThreadPoolExecutor(1, thread_name_prefix="visual_ar drawer")
+        # One at a time: drawing shares the device with the passes, and memory stays bounded. With
+        # one CPU thread, since a second team of them would slow down the passes' (device_thread).
+        self.drawer = ThreadPoolExecutor(
+            1, "visual_ar drawer", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def card(self) -> dict[str, Any]:
         """The model as `GET /v1/models` lists it."""

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from visual_ar.app.device_thread import DeviceThread
 from visual_ar.assets import bundled
 from visual_ar.pipeline import VisualARPipeline
 
@@ -27,10 +28,12 @@ class Shelf:
     Args:
         pipe: the first one; others are loaded to its device and number format.
         name: of the first one.
+        thread: in which all of them compute.
     """
 
-    def __init__(self, pipe: VisualARPipeline, name: str) -> None:
+    def __init__(self, pipe: VisualARPipeline, name: str, thread: DeviceThread) -> None:
         self.first = name
+        self.thread = thread
         self._pipe = pipe
         self._loaded: OrderedDict[str, VisualARPipeline] = OrderedDict()
         self._known: list[str] = list(dict.fromkeys((name, *bundled())))

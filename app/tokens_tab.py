@@ -137,14 +137,18 @@ def _connect(
 
     heavy: dict[str, Any] = {"concurrency_id": DEVICE, "concurrency_limit": 1}
     start.click(
-        sentences(show),
+        sentences(shelf.thread.handler(show)),
         upload,
         [views, table, gallery, which, edited, told],
         api_name="look",
         **heavy,
     )
     which.input(sentences(turn_to), [views, which], edited, api_name="turn_to")
-    swapping = [sentences(swap_code), [views, which, row, column, rank], [views, edited, told]]
+    swapping: list[Any] = [
+        sentences(shelf.thread.handler(swap_code)),
+        [views, which, row, column, rank],
+        [views, edited, told],
+    ]
     swap.click(*swapping, api_name="swap", **heavy)
     clicked = edited.select(
         sentences(find_cell),

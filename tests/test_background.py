@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from visual_ar.app.background import Finished, Progress, watched
+from visual_ar.app.device_thread import DeviceThread
 
 
 def test_progress_and_result_come_in_order():
@@ -13,7 +14,8 @@ def test_progress_and_result_come_in_order():
         report(2, 2)
         return "result"
 
-    assert list(watched(work)) == [Progress(1, 2), Progress(2, 2), Finished("result")]
+    events = list(watched(work, DeviceThread().start))
+    assert events == [Progress(1, 2), Progress(2, 2), Finished("result")]
 
 
 def test_errors_reach_whoever_waits():
@@ -21,7 +23,7 @@ def test_errors_reach_whoever_waits():
         raise ValueError("wrong")
 
     with pytest.raises(ValueError, match="wrong"):
-        list(watched(work))
+        list(watched(work, DeviceThread().start))
 
 
 def test_leaving_ends_the_work():
@@ -36,7 +38,7 @@ def test_leaving_ends_the_work():
         finally:
             ended.set()
 
-    events = watched(work)
+    events = watched(work, DeviceThread().start)
     assert next(events) == Progress(0, 2)
     events.close()
     go_on.set()

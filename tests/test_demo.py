@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gradio as gr
@@ -15,6 +16,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from typer.testing import CliRunner
 
+from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.app.demo import application, build
 from visual_ar.cli.main import app
 from visual_ar.png import read_recipe
@@ -163,6 +165,19 @@ def client(page, serving):
     """A client of the page, served from a thread."""
     with serving(application(page)) as address:
         yield Client(address, verbose=False)
+
+
+def test_all_passes_are_made_in_one_thread(client, tiny_pipeline, monkeypatch):
+    step, seen = SequentialDecoding.step, set()
+
+    def watched(self, state):
+        seen.add(threading.current_thread().name)
+        return step(self, state)
+
+    monkeypatch.setattr(SequentialDecoding, "step", watched)
+    client.predict("tiny", "dog", "5", "sequential", "jacobi", *SAMPLING, api_name="/compare")
+    client.predict("tiny", ["jacobi:window=4"], 1, 1, api_name="/bench")
+    assert seen == {"visual_ar device"}
 
 
 def test_programs_can_do_what_visitors_can(client, tmp_path, tiny_pipeline):

@@ -2,13 +2,14 @@
 
 import pytest
 
+from visual_ar.app.device_thread import DeviceThread
 from visual_ar.app.shelf import KEPT, Shelf, card, describe, known_subjects
 from visual_ar.assets import bundled
 
 
 @pytest.fixture
 def shelf(tiny_pipeline):
-    return Shelf(tiny_pipeline, "tiny")
+    return Shelf(tiny_pipeline, "tiny", DeviceThread())
 
 
 def save(pipe, folder):

@@ -120,6 +120,7 @@ class Engine:
         self._known = HostCopy(pipe.model.device, 0, (slots,))
         self._totals = EngineStats(slots)
         self._pace = 1.0
+        self._threads = torch.get_num_threads()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="visual_ar engine", daemon=True)
@@ -255,6 +256,7 @@ class Engine:
     def _work(self) -> None:
         error: BaseException = EngineClosed("the engine has ended")
         try:
+            torch.set_num_threads(self._threads)  # others may have limited theirs since
             while self._next_work():
                 for index, slot in enumerate(self._slots):
                     if slot is None:

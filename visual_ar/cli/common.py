@@ -1,15 +1,18 @@
 """What several commands share: options, checks of where they write, JSON; knows no command."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
+Result = TypeVar("Result")
 Device = Annotated[
     str,
     typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
@@ -64,6 +67,16 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def aside(work: Callable[[], Result]) -> Result:
+    """Runs work in a thread that ends with it, and returns its result or raises its error.
+
+    What has computed in the main thread keeps OpenMP workers there, which slow down those of a
+    thread that draws later: see `app/device_thread.py`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def check_output_file(path: Path, suffix: str) -> None:

@@ -45,11 +45,13 @@ def demo(
     """
     with listen(host, port) as listener:  # an occupied port is known before a model is loaded
         set_threads(threads)
-        pipe = load(model, device, dtype)
         from visual_ar.app.demo import application, build
+        from visual_ar.app.device_thread import DeviceThread
 
-        app = application(build(pipe, model))
-        warm_up(pipe)
+        thread = DeviceThread()
+        pipe = thread.call(lambda: load(model, device, dtype))
+        app = application(build(pipe, model, thread))
+        thread.call(lambda: warm_up(pipe))
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}"
         typer.echo(f"Opening {model} on {url} (Ctrl-C ends).")

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visual_ar.cli.common import Device, Dtype, Threads, set_threads
+from visual_ar.cli.common import Device, Dtype, Threads, aside, set_threads
 from visual_ar.cli.drawing import load
 from visual_ar.cli.method import build, parse_window
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from visual_ar.engine import Engine
 
 
 def serve(
@@ -72,13 +74,16 @@ def serve(
     listener = listen(host, port)
     with listener:
         set_threads(threads)
-        pipe = load(model, device, dtype)
-        pipe.scheduler = build(method, {"window": parse_window(window)}, pipe.scheduler)
         from visual_ar.app.server import build as build_application
         from visual_ar.engine import Engine
 
+        def start() -> "Engine":
+            pipe = load(model, device, dtype)
+            pipe.scheduler = build(method, {"window": parse_window(window)}, pipe.scheduler)
+            return Engine(pipe, slots, queue)
+
         name = Path(model).name if Path(model).is_dir() else model
-        engine = Engine(pipe, slots, queue)
+        engine = aside(start)
         try:
             app = build_application(engine, name)
             address = f"[{host}]" if ":" in host else host
