@@ -15,7 +15,7 @@ from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Draft, Drafter, Outcome
 from visual_ar.accel.head_memory import HeadMemory
 from visual_ar.accel.tree import Tree, visible
-from visual_ar.accel.tree_acceptance import without
+from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows
 
 
@@ -121,10 +121,9 @@ class HeadDrafter(Drafter):
         ranks = state.length[:, None] + tree.depth[:, parents]
         law = state.law(filling.features[:, parents], ranks).probabilities  # [B, G, V]
         filling.q[:, parents] = torch.where(here[..., None], law, filling.q[:, parents])
-        earlier = tokens.new_zeros(len(tokens), len(parents), 0)
-        for kids in tree.children[:, parents].unbind(-1):
-            there = here & (kids >= 0)
-            left = CategoricalLaw(probabilities=without(law, earlier))
-            drawn = left.sample(u.gather(1, kids.clamp(min=0)))
-            tokens.scatter_(1, torch.where(there, kids, tree.columns), drawn)
-            earlier = torch.cat([earlier, drawn[..., None]], dim=-1)
+        kids = tree.children[:, parents]  # [B, G, S]
+        numbers = u.gather(1, kids.clamp(min=0).flatten(1)).view(kids.shape)
+        first = CategoricalLaw(probabilities=law).sample(numbers[..., 0])
+        drawn = draw_in_turn(law[:, :, None], first, numbers)
+        there = here[..., None] & (kids >= 0)
+        tokens.scatter_(1, torch.where(there, kids, tree.columns).flatten(1), drawn.flatten(1))

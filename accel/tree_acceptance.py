@@ -16,27 +16,59 @@ from visual_ar.accel.drafting import Draft, Verdict
 from visual_ar.accel.tree import Tree
 from visual_ar.sampling import CategoricalLaw, take_rows
 
+_TINY = 1e-30
 
-def without(law: Tensor, tokens: Tensor) -> Tensor:
-    """Laws without some tokens, renormalised; all zero where no mass is left.
+
+def draw_in_turn(laws: Tensor, first: Tensor, u: Tensor) -> Tensor:
+    """Siblings of families, each drawn without those before it.
 
     Args:
-        law: [B, G, V].
-        tokens: int64 [B, G, M], M may be 0.
+        laws: [B, G, R, V], the laws that the siblings of a family take turns to be drawn from.
+        first: int64 [B, G], the first sibling.
+        u: [B, G, S] in (0, 1), one for every sibling; that of the first is not read.
 
     Returns:
-        [B, G, V].
+        int64 [B, G, S]; any token where a law has no mass left.
     """
-    if tokens.shape[-1] == 0:
-        return law
-    rest = law.scatter(-1, tokens, 0.0)
-    return rest / rest.sum(-1, keepdim=True).clamp(min=1e-30)
+    turns = laws.shape[2]
+    drawn = first[..., None].repeat(1, 1, u.shape[-1])
+    left = laws.clone()
+    for s in range(1, u.shape[-1]):
+        left.scatter_(-1, drawn[..., None, s - 1 : s].expand(-1, -1, turns, -1), 0.0)
+        # The inverse CDF takes weights of any sum.
+        weights = CategoricalLaw(probabilities=left[:, :, s % turns])
+        drawn[..., s] = weights.sample(u[..., s])
+    return drawn
+
+
+def drawn_from(q: CategoricalLaw, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What every sibling was drawn from: its law without the siblings before it.
+
+    Args:
+        q: [B, M] laws.
+        rows: int64 [B, G, S], the law of each sibling.
+        tokens: int64 [B, G, S], in the order they were drawn.
+
+    Returns:
+        [B, G, S, V] with what is left of every law, and its mass [B, G, S].
+    """
+    count = tokens.shape[-1]
+    left = take_rows(q.probabilities, rows.flatten(1)).unflatten(1, tokens.shape[1:])
+    if count > 1:
+        # Sibling s + 1 loses the tokens 0..s; the last of them fills up the row.
+        sibling = torch.arange(count - 1, device=tokens.device)
+        earlier = torch.minimum(sibling, sibling[:, None])
+        left[:, :, 1:].scatter_(-1, tokens[..., earlier], 0.0)
+    return left, left.sum(-1)
 
 
 def recursive_rejection(
     p: CategoricalLaw, q: CategoricalLaw, rows: Tensor, tokens: Tensor, there: Tensor
 ) -> tuple[Tensor, CategoricalLaw]:
     """How likely each sibling is kept once those before it are refused, and the law if all are.
+
+    The target of a sibling is carried along unnormalised, next to its mass: a refusal then takes
+    one subtraction over the vocabulary.
 
     Args:
         p: [B, G] target laws, one for each family of siblings.
@@ -48,24 +80,26 @@ def recursive_rejection(
     Returns:
         chances [B, G, S], and [B, G] laws of the token that replaces them.
     """
+    left, mass = drawn_from(q, rows, tokens)
+    drawn = left.gather(-1, tokens[..., None])[..., 0]
+    made = there & (drawn > 0)
+    share = made / mass.clamp(min=_TINY)  # a draft that was not made takes nothing away
     target = p.probabilities
-    chances = []
-    for s in range(tokens.shape[-1]):
-        law = without(take_rows(q.probabilities, rows[..., s]), tokens[..., :s])
-        token = tokens[..., s : s + 1]
-        drawn = law.gather(-1, token)
-        made = there[..., s : s + 1] & (drawn > 0)
-        chances.append(acceptance.ratio(target.gather(-1, token), drawn) * made)
-        rest = (target - law).clamp(min=0)
-        refused = acceptance.normalised(rest, CategoricalLaw(probabilities=target))
-        target = torch.where(made, refused.probabilities, target)
-    return torch.cat(chances, -1), CategoricalLaw(probabilities=target)
+    total = torch.ones_like(target[..., :1])
+    wanted = []
+    for s, law in enumerate(left.unbind(2)):
+        wanted.append(target.gather(-1, tokens[..., s : s + 1]) / total.clamp(min=_TINY))
+        taken = total * share[..., s : s + 1]
+        target = torch.addcmul(target, law, taken, value=-1).clamp_(min=0)
+        total = target.sum(-1, keepdim=True)
+    chances = acceptance.ratio(torch.cat(wanted, -1), drawn * share) * made
+    return chances, acceptance.normalised(target, p)
 
 
 def judge(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Verdict:
     """Walks from column 0 to the first kept child, and on, until none is kept.
 
-    Where there may be siblings it walks step by step; the rest, only children, is judged at once.
+    Through the bush it walks step by step; the trunk behind it is judged at once.
 
     Args:
         tree: of Q columns.
@@ -76,74 +110,51 @@ def judge(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Verdict:
     tokens, rows = _with_root(draft.tokens), _with_root(draft.rows)
     current = torch.zeros_like(tokens[:, :1])
     alive = torch.ones_like(current, dtype=torch.bool)
-    refused = p.probabilities[:, :1]
-    path = tokens.new_zeros(len(tokens), tree.deepest + 2)
-    for depth in range(1, tree.deepest_fork + 1):
-        kids, chances, rest = _family(tree, p, draft.q, rows, tokens, current, tree.siblings)
+    run = torch.zeros_like(current)
+    path, refused = [current], p.probabilities[:, :1]
+    for _ in range(tree.bush):
+        kids = tree.children.gather(1, current[..., None].expand(-1, -1, tree.siblings))
+        drawn = _of(rows, kids), _of(tokens, kids)
+        chances, rest = recursive_rejection(p.rows(current), draft.q, *drawn, kids >= 0)
         passes = _of(u, kids) < chances
-        chosen = torch.where(passes.any(-1), _first(kids, passes), -1)
-        stays = alive & (chosen < 0)
+        stays = alive & ~passes.any(-1)
         refused = torch.where(stays[..., None], rest.probabilities, refused)
         alive = alive & ~stays
-        current = torch.where(alive, chosen, current)
-        path[:, depth : depth + 1] = torch.where(alive, chosen, 0)
-    kept = u[:, : tree.columns] * _at(draft.q, rows, tokens) < _at(p, tree.parents, tokens)
-    kept &= tree.exists
-    reached = _descendants(tree, current, kept) & alive
-    depth_of = torch.where(reached, tree.depth, -1)
-    columns = torch.arange(tree.columns, device=u.device).expand_as(depth_of)
-    path.scatter_(1, torch.where(reached, tree.depth, tree.deepest + 1), columns)
-    last = torch.where(alive, depth_of.argmax(-1, keepdim=True), current)
-    _, _, rest = _family(tree, p, draft.q, rows, tokens, last, 1)
+        current = torch.where(alive, _first(kids, passes), current)
+        run = run + alive
+        path.append(current)
+    further = _trunk_run(tree, p, draft, u) * (alive & (current == tree.bush))
+    last, run = current + further, run + further
+    columns = torch.arange(tree.bush + 1, tree.deepest + 1, device=u.device)
+    path.append(columns.clamp(max=tree.columns - 1).expand(len(u), -1))
+    child = (last + 1).clamp(max=tree.columns - 1)
+    there = (last >= tree.bush) & (last < tree.trunk[:, None])
+    behind = rows.gather(1, child)[..., None], tokens.gather(1, child)[..., None]
+    _, rest = recursive_rejection(p.rows(last), draft.q, *behind, there[..., None])
     law = torch.where(alive[..., None], rest.probabilities, refused)
-    run = tree.depth.gather(1, last)[:, 0]
-    return Verdict(path[:, :-1], run, last[:, 0], CategoricalLaw(probabilities=law))
+    return Verdict(torch.cat(path, 1), run[:, 0], last[:, 0], CategoricalLaw(probabilities=law))
 
 
-def _descendants(tree: Tree, current: Tensor, kept: Tensor) -> Tensor:
-    """A column and those below it that are reached through kept only children.
-
-    Args:
-        tree: of Q columns.
-        current: int64 [B, 1].
-        kept: bool [B, Q], whether each column passes by itself.
-
-    Returns:
-        bool [B, Q].
-    """
-    here = current[..., None].expand(-1, tree.columns, -1)
-    below = tree.sees.gather(2, here)[..., 0]
-    above = tree.depth <= tree.depth.gather(1, current)
-    return below & tree.exists & ~(tree.sees & ~(kept | above)[:, None]).any(-1)
-
-
-def _family(
-    tree: Tree,
-    p: CategoricalLaw,
-    q: CategoricalLaw,
-    rows: Tensor,
-    tokens: Tensor,
-    parent: Tensor,
-    most: int,
-) -> tuple[Tensor, Tensor, CategoricalLaw]:
-    """The first `most` children of a column, and `recursive_rejection` of them.
+def _trunk_run(tree: Tree, p: CategoricalLaw, draft: Draft, u: Tensor) -> Tensor:
+    """How many drafts of the trunk behind the bush are kept, were its first one reached.
 
     Args:
         tree: of Q columns.
         p: [B, Q] target laws.
-        q: [B, M] laws.
-        rows: int64 [B, Q].
-        tokens: int64 [B, Q].
-        parent: int64 [B, 1].
-        most: at least 1.
+        draft: of the columns 1..Q - 1.
+        u: [B, C] in (0, 1).
 
     Returns:
-        columns int64 [B, 1, most], -1 where there is no child; chances [B, 1, most]; [B, 1] laws.
+        int64 [B, 1].
     """
-    kids = tree.children.gather(1, parent[..., None].expand(-1, -1, tree.siblings))[..., :most]
-    drawn = _of(rows, kids), _of(tokens, kids)
-    chances, rest = recursive_rejection(p.rows(parent), q, *drawn, kids >= 0)
-    return kids, chances, rest
+    first, end = tree.bush, min(tree.deepest, tree.columns - 1)
+    tokens, rows = draft.tokens[:, first:end], draft.rows[:, first:end]
+    drawn = draft.q.probabilities.flatten(1).gather(1, rows * draft.q.vocabulary + tokens)
+    target = p.probabilities[:, first:end].gather(-1, tokens[..., None])[..., 0]
+    column = torch.arange(first + 1, end + 1, device=u.device)
+    there = column <= tree.trunk[:, None]
+    passes = there & (u[:, first + 1 : end + 1] * drawn < target)
+    return acceptance.leading_run(passes)[:, None]
 
 
 def _first(kids: Tensor, passes: Tensor) -> Tensor:
@@ -154,11 +165,6 @@ def _first(kids: Tensor, passes: Tensor) -> Tensor:
 def _of(values: Tensor, columns: Tensor) -> Tensor:
     """Values [B, C] of columns, int64 [B, G, S]; those of column 0 for -1."""
     return values.gather(1, columns.clamp(min=0).flatten(1)).view(columns.shape)
-
-
-def _at(law: CategoricalLaw, rows: Tensor, tokens: Tensor) -> Tensor:
-    """Probabilities of tokens under chosen laws. rows, tokens: int64 [B, Q]; returns [B, Q]."""
-    return law.probabilities.flatten(1).gather(1, rows * law.vocabulary + tokens)
 
 
 def _with_root(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
+from visual_ar.accel.chain import ColumnNumbers
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.drafters import parse_drafter
 from visual_ar.accel.drafting import Drafter, Outcome, Verdict
@@ -25,13 +26,10 @@ from visual_ar.accel.tree_acceptance import judge
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import bit_uniforms
 from visual_ar.tokenizers.base import VisualTokenizer
 
-_STREAM = 64
 _TEST, _DRAW, _OBSERVE = 0, 1, 2
 _NUMBERS = 5
-_BLOCK_PICTURES = 8
 
 
 @dataclass
@@ -41,24 +39,22 @@ class TreeBuffers:
     Attributes:
         trees: table of M shapes.
         sizes: int64 [M], columns that exist in each, ascending.
-        shape: int64 [B], the next shape of every picture.
+        tree: the next one of every picture.
         drafter: makes the drafts.
         pace: what every picture accepted so far.
-        numbers: fp32 [passes, B, 5, Q] uniform numbers of the next passes.
-        ahead: passes of `numbers` that are left.
+        numbers: of every column: to test, to draw, and three to observe with.
         columns: columns of the next pass.
         widest: columns that the next pass needs, for the host.
     """
 
     trees: Tree
     sizes: Tensor
-    shape: Tensor
+    tree: Tree
     drafter: Drafter
     pace: Pace
-    numbers: Tensor
+    numbers: ColumnNumbers
     columns: int
     widest: HostCopy
-    ahead: int = 0
 
 
 class TreeDecoding(WindowedDecoding):
@@ -145,10 +141,10 @@ class TreeDecoding(WindowedDecoding):
         state.method = TreeBuffers(
             trees=trees,
             sizes=sizes,
-            shape=torch.zeros_like(state.length),
+            tree=trees.pick(torch.zeros_like(state.length)),
             drafter=self._kind.make(state, trees),
             pace=Pace(trees.trunk, slots),
-            numbers=torch.zeros(0, device=state.tokens.device),
+            numbers=ColumnNumbers(_NUMBERS, trees.columns),
             columns=trees.columns,
             widest=HostCopy(state.tokens.device, trees.columns),
         )
@@ -157,7 +153,7 @@ class TreeDecoding(WindowedDecoding):
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts for newly admitted slots, and forgets what their last pictures accepted."""
         buffers: TreeBuffers = state.method
-        buffers.ahead = 0
+        buffers.numbers.forget()
         buffers.pace.admit(slots)
         buffers.drafter.admit(slots)
         self._choose_shapes(state)
@@ -165,8 +161,8 @@ class TreeDecoding(WindowedDecoding):
     def step(self, state: DecodeState) -> Step:
         """One pass: draft a tree, predict behind every draft, keep a path, correct its end."""
         buffers: TreeBuffers = state.method
-        tree = buffers.trees.pick(buffers.shape).narrow(buffers.columns)
-        u = self._numbers(state)
+        tree = buffers.tree.narrow(buffers.columns)
+        u = buffers.numbers.take(state)
         draft = buffers.drafter.draft(tree, u[:, _DRAW])
         first = state.length
         feed = state.tokens.gather(1, (first[:, None] - 1).clamp(min=0))
@@ -202,30 +198,10 @@ class TreeDecoding(WindowedDecoding):
     @staticmethod
     def _choose_shapes(state: DecodeState) -> None:
         buffers: TreeBuffers = state.method
-        buffers.shape = buffers.pace.shape().masked_fill(state.done, 0)
-        buffers.widest.push(buffers.sizes[buffers.shape].max())
-
-    @staticmethod
-    def _numbers(state: DecodeState) -> Tensor:
-        """[B, 5, Q] numbers of every column: to test, to draw, and three to observe with.
-
-        At small batches several passes are computed at a time: the small operations of a
-        counter-based generator cost as much for one pass as for eight.
-        """
-        buffers: TreeBuffers = state.method
-        if buffers.ahead == 0:
-            buffers.ahead = max(_BLOCK_PICTURES // state.slots, 1)
-            passes = torch.arange(1, buffers.ahead + 1, device=state.seed.device)[:, None]
-            attempts = state.passes + passes  # [passes, B]
-            columns = buffers.trees.columns
-            rank = torch.zeros_like(
-                attempts
-            )  # an attempt alone tells the passes of a picture apart
-            u = bit_uniforms(state.seed, rank, attempts, _NUMBERS * columns, stream=_STREAM)
-            buffers.numbers = u.unflatten(-1, (_NUMBERS, columns))
-        numbers = buffers.numbers[-buffers.ahead]
-        buffers.ahead -= 1
-        return numbers
+        if len(buffers.sizes) > 1:
+            shape = buffers.pace.shape().masked_fill(state.done, 0)
+            buffers.tree = buffers.trees.pick(shape)
+            buffers.widest.push(buffers.sizes[shape].max())
 
 
 def parse_tree(text: str | int) -> tuple[int, ...]:
