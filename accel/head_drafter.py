@@ -24,7 +24,7 @@ class _Filling(NamedTuple):
 
     Attributes:
         tokens: int64 [B, Q + 1]; the last column takes what is drawn for no column.
-        q: fp32 [B, Q, V], law of the children of every column.
+        q: fp32 [B, Q of the largest tree, V], law of the children of every column.
         features: [R, Q, D], the states that the head foretold in every column.
         seen: bool [R, 1, Q, extent], what the columns attend to.
     """
@@ -52,6 +52,9 @@ class HeadDrafter(Drafter):
                 found[shape[column]].add(column)
         self._parents = [sorted(level) for level in found]
         self._levels: dict[int, list[Tensor]] = {}
+        self._q = torch.zeros(
+            state.slots, trees.columns, state.model.vocab_size, device=state.tokens.device
+        )
 
     @property
     def evaluations(self) -> int:
@@ -70,7 +73,7 @@ class HeadDrafter(Drafter):
         tokens = torch.zeros(state.slots, columns + 1, dtype=torch.int64, device=device)
         filling = _Filling(
             tokens=tokens,
-            q=torch.zeros(state.slots, columns, state.model.vocab_size, device=device),
+            q=self._q,
             features=newest.new_zeros(rows, columns, newest.shape[-1]),
             seen=visible(state.twice(tree.sees), memory.cache, state.twice(state.length)),
         )
@@ -120,7 +123,9 @@ class HeadDrafter(Drafter):
         here = tree.depth[:, parents] == depth
         ranks = state.length[:, None] + tree.depth[:, parents]
         law = state.law(filling.features[:, parents], ranks).probabilities  # [B, G, V]
-        filling.q[:, parents] = torch.where(here[..., None], law, filling.q[:, parents])
+        if len(self.trees.parents) > 1:  # in another shape a column has another depth
+            law = torch.where(here[..., None], law, filling.q[:, parents])
+        filling.q[:, parents] = law
         kids = tree.children[:, parents]  # [B, G, S]
         numbers = u.gather(1, kids.clamp(min=0).flatten(1)).view(kids.shape)
         first = CategoricalLaw(probabilities=law).sample(numbers[..., 0])
