@@ -25,6 +25,8 @@ class Ahead:
     eight.
     """
 
+    _numbers: Tensor
+
     def __init__(self) -> None:
         self._left = 0
 
@@ -53,6 +55,8 @@ class Ahead:
 
 class PassNumbers(Ahead):
     """Four uniform numbers for every rank of a window."""
+
+    _base: Tensor  # int64 [B], rank of the first column that was computed
 
     def take(self, state: DecodeState, offsets: Tensor) -> Tensor:
         """Numbers of this pass, to be called once a pass.

@@ -167,7 +167,7 @@ class JacobiDrafter(PositionDrafter):
         self._tokens = torch.zeros(state.slots, deepest, dtype=torch.int64, device=device)
         self._q = torch.zeros(state.slots, deepest, state.model.vocab_size, device=device)
         self._rows = torch.arange(deepest, device=device)[:, None].repeat(1, trees.siblings)
-        self._varies = bool((trees.trunk < deepest).any())
+        self._shortest = int(trees.trunk.min())
 
     def admit(self, slots: Tensor) -> None:
         """Drafts the first trunk of newly admitted slots."""
@@ -211,12 +211,13 @@ class JacobiDrafter(PositionDrafter):
         keep, redraw, enter = u[..., 1 : len(depth) + 1]
         tokens = self._couple(p, outcome.first[:, None] + depth, keep, redraw)
         laws, predicted = p.probabilities, depth <= outcome.tree.trunk[:, None]
-        if self._varies:
-            # Ranks that this pass did not reach keep the draft they have.
-            still = torch.cat([self._q[:, 1:], self._q[:, -1:]], 1)
-            laws = torch.where(predicted[..., None], laws, still)
-            kept = torch.cat([self._tokens[:, 1:], self._tokens[:, -1:]], 1)
-            tokens = torch.where(predicted, tokens, kept)
+        sure = self._shortest
+        if sure < len(depth):
+            # Ranks that this pass did not reach keep the draft they have; the last has none.
+            found = predicted[:, sure:-1]
+            old_tokens, old_laws = self._tokens[:, sure + 1 :], self._q[:, sure + 1 :]
+            tokens[:, sure:-1] = torch.where(found, tokens[:, sure:-1], old_tokens)
+            laws[:, sure:-1] = torch.where(found[..., None], laws[:, sure:-1], old_laws)
         there = predicted | (depth < len(depth))
         self._shift(tokens, laws, there, outcome.verdict.run, enter)
 

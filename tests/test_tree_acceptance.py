@@ -7,6 +7,7 @@ import torch
 
 from visual_ar.accel import acceptance, tree_acceptance
 from visual_ar.accel.drafting import Draft
+from visual_ar.accel.rules import Exact
 from visual_ar.accel.tree import shapes
 from visual_ar.accel.tree_acceptance import (
     draw_in_turn,
@@ -127,7 +128,7 @@ def _judged(u, parents=(0, 1, 0, 3)):
     flat = CategoricalLaw(probabilities=law[:, :1])
     tokens = torch.tensor([[0, 1, 2, 3]])[:, : len(parents)]
     draft = Draft(tokens, flat, torch.zeros_like(tokens))
-    return judge(tree, p, draft, torch.tensor([[0.5, *u]]))
+    return judge(tree, p, draft, torch.tensor([[0.5, *u]]), Exact())
 
 
 def test_a_verdict_follows_the_first_kept_child():

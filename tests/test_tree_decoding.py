@@ -162,7 +162,7 @@ class ShapeFromItsDrafts(TreeDecoding):
     def step(self, state):
         buffers = state.method
         first = buffers.drafter._q.gather(-1, buffers.drafter._tokens[..., None])[:, 0, 0]
-        buffers.tree = buffers.trees.pick((first < 0.4).long())
+        buffers.tree = buffers.trees.pick((first >= 0.4).long())
         return super().step(state)
 
     def init(self, *arguments, **named):
