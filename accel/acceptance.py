@@ -73,12 +73,12 @@ def omega(p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, scale: Tensor) -
         p: [B, K] target laws.
         q: [B, K] draft laws.
         tokens: int64 [B, K, M].
-        scale: [K], omega of every position, at least 1.
+        scale: [K] or [B, K], omega of every position, at least 1.
 
     Returns:
         [B, K, M].
     """
-    return ratio(of_tokens(p, tokens) * scale[:, None], of_tokens(q, tokens))
+    return ratio(of_tokens(p, tokens) * scale[..., None], of_tokens(q, tokens))
 
 
 def typical(p: CategoricalLaw, tokens: Tensor, epsilon: float, alpha: float) -> Tensor:

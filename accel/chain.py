@@ -1,33 +1,62 @@
-"""What methods share that verify one chain of drafts a picture: their random numbers, their price.
+"""What speculative methods share: the random numbers of their passes, and the price of a chain.
 
 Knows nothing about who drafts or which rule accepts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.rule import Rule
-from visual_ar.sampling import CategoricalLaw, uniforms
+from visual_ar.sampling import CategoricalLaw, bit_uniforms, uniforms
 
 _BLOCK_PICTURES = 8
+_COLUMN_STREAM = 64
 
 
-class PassNumbers:
-    """Uniform numbers of the next passes, a few passes computed at a time at small batches.
+class Ahead:
+    """Random numbers of the next passes, a few passes computed at a time at small batches.
 
     The hundred small operations of a counter-based generator cost as much for one pass as for
     eight.
     """
 
+    _numbers: Tensor
+
     def __init__(self) -> None:
-        self._ahead = 0
+        self._left = 0
 
     def forget(self) -> None:
         """Drops what was computed ahead, as newly admitted pictures demand."""
-        self._ahead = 0
+        self._left = 0
+
+    def turn(self, state: DecodeState, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Numbers of this pass, to be called once a pass.
+
+        Args:
+            state: whose next pass it is.
+            compute: gets int64 [n, B], the attempts of the next n passes; [n, ...] numbers.
+
+        Returns:
+            one row of what `compute` gave.
+        """
+        if self._left == 0:
+            self._left = max(_BLOCK_PICTURES // state.slots, 1)
+            passes = torch.arange(1, self._left + 1, device=state.seed.device)[:, None]
+            self._numbers = compute(state.passes + passes)
+        numbers = self._numbers[-self._left]
+        self._left -= 1
+        return numbers
+
+
+class PassNumbers(Ahead):
+    """Four uniform numbers for every rank of a window."""
+
+    _base: Tensor  # int64 [B], rank of the first column that was computed
 
     def take(self, state: DecodeState, offsets: Tensor) -> Tensor:
         """Numbers of this pass, to be called once a pass.
@@ -42,18 +71,40 @@ class PassNumbers:
         if state.captured is not None:  # a graph counts no passes on the host
             ranks = state.length[:, None] + offsets
             return uniforms(state.seed[:, None], ranks, state.passes[:, None] + 1)
-        if self._ahead == 0:
-            block = max(_BLOCK_PICTURES // state.slots, 1)
-            reach = min(block * state.window, state.tokens.shape[1])
-            passes = torch.arange(1, block + 1, device=offsets.device)[:, None, None]
+
+        def compute(attempts: Tensor) -> Tensor:
+            self._base = state.length
+            reach = min(len(attempts) * state.window, state.tokens.shape[1])
             ranks = state.length[:, None] + torch.arange(reach, device=offsets.device)
-            attempts = state.passes[:, None] + passes
-            self._numbers = uniforms(state.seed[:, None], ranks[None], attempts)
-            self._base, self._ahead = state.length, block
-        numbers = self._numbers[:, -self._ahead]
-        self._ahead -= 1
+            return uniforms(state.seed[:, None], ranks, attempts[..., None]).movedim(1, 0)
+
+        numbers = self.turn(state, compute)
         columns = (state.length - self._base)[:, None] + offsets
         return numbers.gather(2, columns.expand(4, -1, -1))
+
+
+class ColumnNumbers(Ahead):
+    """Uniform numbers for every column of a tree, whatever rank it stands for.
+
+    Args:
+        uses: numbers of a column.
+        columns: of the largest tree.
+    """
+
+    def __init__(self, uses: int, columns: int) -> None:
+        super().__init__()
+        self._shape = (uses, columns)
+
+    def take(self, state: DecodeState) -> Tensor:
+        """fp32 [B, uses, columns] in (0, 1) of this pass, to be called once a pass."""
+
+        def compute(attempts: Tensor) -> Tensor:
+            # An attempt alone tells the passes of a picture apart.
+            rank, count = torch.zeros_like(attempts), self._shape[0] * self._shape[1]
+            u = bit_uniforms(state.seed, rank, attempts, count, stream=_COLUMN_STREAM)
+            return u.unflatten(-1, self._shape)
+
+        return self.turn(state, compute)
 
 
 def spent_on_run(

@@ -50,7 +50,9 @@ class Grouped(TokenRule):
         assert tokenizer is not None
         return dataclasses.replace(self, vectors=tokenizer.code_vectors())
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
         assert self.vectors is not None, "bind the rule to a tokenizer first"
         if tokens.shape[-1] == 1:
             cluster, member = acceptance.cluster_of_drafts(p, tokens[..., 0], self.size)
@@ -94,7 +96,9 @@ class Lantern(TokenRule):
         assert tokenizer is not None
         return dataclasses.replace(self, table=tokenizer.neighbours(self.neighbours))
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
         added, _, _ = self._aggregated(p, tokens)
         own = acceptance.of_tokens(p, tokens)
         return acceptance.ratio(own + added, acceptance.of_tokens(q, tokens)) * (own > 0)

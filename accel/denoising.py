@@ -48,11 +48,17 @@ class DenoisingBuffers(JacobiBuffers):
 
     Attributes:
         ratios: fp32 [steps + 1], noise to signal by level; level 0 is a token.
+        signal: fp32 [steps + 1], of the variance-preserving process by level.
+        deviation: fp32 [steps + 1], of its noise.
+        most: int64 [W - 1], highest level after a pass by place in the window.
         latents: fp32 [B, N + scratch, D], noisy normalised embedding of every rank.
         levels: int64 [B, N + scratch], noise level of every rank that is not committed.
     """
 
     ratios: Tensor = field(default_factory=lambda: torch.zeros(0))
+    signal: Tensor = field(default_factory=lambda: torch.zeros(0))
+    deviation: Tensor = field(default_factory=lambda: torch.zeros(0))
+    most: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     latents: Tensor = field(default_factory=lambda: torch.zeros(0))
     levels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
@@ -108,12 +114,17 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         """See `Decoding.init`."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
         device, width = state.tokens.device, state.tokens.shape[1]
+        ratios = _model(state).noise_ratios(self.config.steps).float()
+        signal, deviation = _scales(ratios)
         state.method = DenoisingBuffers(
             q=torch.zeros(slots, window - 1, model.vocab_size, device=device),
             history=None,
             numbers=PassNumbers(),
             rule=Exact(),
-            ratios=_model(state).noise_ratios(self.config.steps).float(),
+            ratios=ratios,
+            signal=signal,
+            deviation=deviation,
+            most=self._most(torch.arange(window - 1, device=device), window),
             latents=torch.zeros(slots, width, model.hidden_size, device=device),
             levels=torch.zeros_like(state.tokens),
         )
@@ -125,8 +136,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         buffers.numbers.forget()
         every = torch.arange(state.tokens.shape[1], device=slots.device)
         noise = normal_noise(state.seed[slots], every, buffers.latents.shape[-1])
-        _, deviation = _scales(buffers.ratios)
-        buffers.latents[slots] = deviation[-1] * noise
+        buffers.latents[slots] = buffers.deviation[-1] * noise
         buffers.levels[slots] = self.config.steps
         if state.forced is not None:  # known from the start
             forced = state.forced[slots] >= 0
@@ -211,9 +221,9 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         offsets = torch.arange(state.window - 1, device=newest.device)
         ranks = state.length[:, None] + offsets
         old = buffers.levels.gather(1, ranks)
-        new = torch.minimum(old - 1, self._most(offsets, state.window)).clamp(min=0)
+        new = torch.minimum(old - 1, buffers.most).clamp(min=0)
         new = torch.where(ranks <= newest[:, None], new, old)
-        signal, deviation = _scales(buffers.ratios)
+        signal, deviation = buffers.signal, buffers.deviation
         # Level 0 has no noise to shrink; nobody reads its latents.
         shrunk = deviation[new] / deviation[old.clamp(min=1)]
         token = _model(state).latents(state.tokens.gather(1, ranks), ranks)

@@ -42,12 +42,15 @@ class Verdict(NamedTuple):
         run: int64 [B], drafts kept.
         last: int64 [B], the last kept column.
         correction: [B, 1] laws of the token behind it.
+        spent: fp32 [B, deepest], total variation that a lossy rule spent at every depth from 1 on,
+            0 where no draft was tested; None when the rule is lossless.
     """
 
     path: Tensor
     run: Tensor
     last: Tensor
     correction: CategoricalLaw
+    spent: Tensor | None = None
 
 
 class Outcome(NamedTuple):

@@ -15,7 +15,7 @@ from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Draft, Drafter, Outcome
 from visual_ar.accel.head_memory import HeadMemory
 from visual_ar.accel.tree import Tree, visible
-from visual_ar.accel.tree_acceptance import without
+from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows
 
 
@@ -24,7 +24,7 @@ class _Filling(NamedTuple):
 
     Attributes:
         tokens: int64 [B, Q + 1]; the last column takes what is drawn for no column.
-        q: fp32 [B, Q, V], law of the children of every column.
+        q: fp32 [B, Q of the largest tree, V], law of the children of every column.
         features: [R, Q, D], the states that the head foretold in every column.
         seen: bool [R, 1, Q, extent], what the columns attend to.
     """
@@ -52,6 +52,9 @@ class HeadDrafter(Drafter):
                 found[shape[column]].add(column)
         self._parents = [sorted(level) for level in found]
         self._levels: dict[int, list[Tensor]] = {}
+        self._q = torch.zeros(
+            state.slots, trees.columns, state.model.vocab_size, device=state.tokens.device
+        )
 
     @property
     def evaluations(self) -> int:
@@ -70,7 +73,7 @@ class HeadDrafter(Drafter):
         tokens = torch.zeros(state.slots, columns + 1, dtype=torch.int64, device=device)
         filling = _Filling(
             tokens=tokens,
-            q=torch.zeros(state.slots, columns, state.model.vocab_size, device=device),
+            q=self._q,
             features=newest.new_zeros(rows, columns, newest.shape[-1]),
             seen=visible(state.twice(tree.sees), memory.cache, state.twice(state.length)),
         )
@@ -120,11 +123,12 @@ class HeadDrafter(Drafter):
         here = tree.depth[:, parents] == depth
         ranks = state.length[:, None] + tree.depth[:, parents]
         law = state.law(filling.features[:, parents], ranks).probabilities  # [B, G, V]
-        filling.q[:, parents] = torch.where(here[..., None], law, filling.q[:, parents])
-        earlier = tokens.new_zeros(len(tokens), len(parents), 0)
-        for kids in tree.children[:, parents].unbind(-1):
-            there = here & (kids >= 0)
-            left = CategoricalLaw(probabilities=without(law, earlier))
-            drawn = left.sample(u.gather(1, kids.clamp(min=0)))
-            tokens.scatter_(1, torch.where(there, kids, tree.columns), drawn)
-            earlier = torch.cat([earlier, drawn[..., None]], dim=-1)
+        if len(self.trees.parents) > 1:  # in another shape a column has another depth
+            law = torch.where(here[..., None], law, filling.q[:, parents])
+        filling.q[:, parents] = law
+        kids = tree.children[:, parents]  # [B, G, S]
+        numbers = u.gather(1, kids.clamp(min=0).flatten(1)).view(kids.shape)
+        first = CategoricalLaw(probabilities=law).sample(numbers[..., 0])
+        drawn = draw_in_turn(law[:, :, None], first, numbers)
+        there = here[..., None] & (kids >= 0)
+        tokens.scatter_(1, torch.where(there, kids, tree.columns).flatten(1), drawn.flatten(1))

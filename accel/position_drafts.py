@@ -19,7 +19,7 @@ from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Draft, Drafter, Outcome
 from visual_ar.accel.initialise import LAWS, first_drafts
 from visual_ar.accel.tree import Tree
-from visual_ar.accel.tree_acceptance import without
+from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows, uniforms
 
 _ATTEMPT_OF_ADMISSION = 0
@@ -60,7 +60,12 @@ class PositionDrafter(Drafter):
 
     All families of one depth get the same candidates, which is exact, since only one of them is
     ever reached, whatever its own tokens are.
+
+    Attributes:
+        turns: laws that the siblings of a family take turns to be drawn from, R.
     """
+
+    turns: int = 1
 
     @abstractmethod
     def candidates(self, tree: Tree, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,21 +79,22 @@ class PositionDrafter(Drafter):
             tokens int64 [B, D], laws [B, M, V], and int64 [D, S], the law of every sibling.
         """
 
-    def draw(self, law: CategoricalLaw, u: Tensor) -> Tensor:
-        """Siblings of the next ranks. law: [B, F] laws; u: [B, F] in (0, 1); int64 [B, F]."""
-        return law.sample(u)
+    def siblings(self, laws: Tensor, first: Tensor, u: Tensor) -> Tensor:
+        """Siblings of the next ranks, see `tree_acceptance.draw_in_turn`."""
+        return draw_in_turn(laws, first, u)
 
     def draft(self, tree: Tree, u: Tensor) -> Draft:
         """See `Drafter.draft`."""
         first, laws, rows = self.candidates(tree, u)
-        deepest, forked = self.trees.deepest, tree.deepest_fork
-        trunk = torch.arange(forked, device=u.device)
-        family = tree.children[:, :forked].clamp(min=0)  # of the trunk's columns, [B, F, S]
+        forked, deepest = tree.deepest_fork, self.trees.deepest
         dealt = first[..., None].repeat(1, 1, tree.siblings)  # [B, D, S]
-        for sibling in range(1, tree.siblings):
-            law = take_rows(laws, rows[trunk, sibling].expand(len(u), -1))
-            left = CategoricalLaw(probabilities=without(law, dealt[:, :forked, :sibling]))
-            dealt[:, :forked, sibling] = self.draw(left, u.gather(1, family[..., sibling]))
+        if forked:
+            family = tree.children[:, :forked].clamp(min=0)  # of the trunk's columns, [B, F, S]
+            numbers = u.gather(1, family.flatten(1)).view(family.shape)
+            turns = rows[:forked, : self.turns]
+            drawn = take_rows(laws, turns.flatten().expand(len(u), -1))
+            drawn = drawn.unflatten(1, turns.shape)  # [B, F, R, V]
+            dealt[:, :forked] = self.siblings(drawn, first[:, :forked], numbers)
         place = (tree.depth - 1).clamp(min=0) * tree.siblings + tree.ordinal
         place = place[:, 1:]
         tokens = dealt.view(len(u), deepest * tree.siblings).gather(1, place)
@@ -110,6 +116,7 @@ class SpatialDrafter(PositionDrafter):
     def __init__(self, state: DecodeState, trees: Tree, inits: tuple[str, ...]) -> None:
         super().__init__(state, trees)
         self._neighbours = Neighbours(state, inits)
+        self.turns = min(len(inits), trees.siblings)
         self._rows = self._law_of_siblings(trees, len(inits)).to(state.tokens.device)
 
     @staticmethod
@@ -160,7 +167,7 @@ class JacobiDrafter(PositionDrafter):
         self._tokens = torch.zeros(state.slots, deepest, dtype=torch.int64, device=device)
         self._q = torch.zeros(state.slots, deepest, state.model.vocab_size, device=device)
         self._rows = torch.arange(deepest, device=device)[:, None].repeat(1, trees.siblings)
-        self._varies = bool((trees.trunk < deepest).any())
+        self._shortest = int(trees.trunk.min())
 
     def admit(self, slots: Tensor) -> None:
         """Drafts the first trunk of newly admitted slots."""
@@ -175,17 +182,22 @@ class JacobiDrafter(PositionDrafter):
         """See `PositionDrafter.candidates`."""
         return self._tokens, self._q, self._rows
 
-    def draw(self, law: CategoricalLaw, u: Tensor) -> Tensor:
-        """See `PositionDrafter.draw`.
+    def siblings(self, laws: Tensor, first: Tensor, u: Tensor) -> Tensor:
+        """See `PositionDrafter.siblings`.
 
         With noise fixed per rank the siblings of the most likely sum of log-probability and noise
         are the next ones, which is drawing without replacement (Kool et al. 2019, arXiv
         1903.06059), and they change as little from pass to pass as it does.
         """
         if self._coupling != "gumbel":
-            return super().draw(law, u)
-        ranks = self.state.length[:, None] + torch.arange(u.shape[1], device=u.device)
-        return law.sample_gumbel(self.state.noise_at(ranks))
+            return super().siblings(laws, first, u)
+        ranks = self.state.length[:, None] + torch.arange(first.shape[1], device=u.device)
+        noisy = laws[:, :, 0].log() + self.state.noise_at(ranks)
+        drawn = [first]
+        for _ in range(1, u.shape[-1]):
+            noisy.scatter_(-1, drawn[-1][..., None], -torch.inf)
+            drawn.append(noisy.argmax(-1))
+        return torch.stack(drawn, -1)
 
     def observe(self, outcome: Outcome, u: Tensor) -> None:
         """Couples the drafts behind the pass to the laws it found, and moves on with the pictures.
@@ -199,12 +211,13 @@ class JacobiDrafter(PositionDrafter):
         keep, redraw, enter = u[..., 1 : len(depth) + 1]
         tokens = self._couple(p, outcome.first[:, None] + depth, keep, redraw)
         laws, predicted = p.probabilities, depth <= outcome.tree.trunk[:, None]
-        if self._varies:
-            # Ranks that this pass did not reach keep the draft they have.
-            still = torch.cat([self._q[:, 1:], self._q[:, -1:]], 1)
-            laws = torch.where(predicted[..., None], laws, still)
-            kept = torch.cat([self._tokens[:, 1:], self._tokens[:, -1:]], 1)
-            tokens = torch.where(predicted, tokens, kept)
+        sure = self._shortest
+        if sure < len(depth):
+            # Ranks that this pass did not reach keep the draft they have; the last has none.
+            found = predicted[:, sure:-1]
+            old_tokens, old_laws = self._tokens[:, sure + 1 :], self._q[:, sure + 1 :]
+            tokens[:, sure:-1] = torch.where(found, tokens[:, sure:-1], old_tokens)
+            laws[:, sure:-1] = torch.where(found[..., None], laws[:, sure:-1], old_laws)
         there = predicted | (depth < len(depth))
         self._shift(tokens, laws, there, outcome.verdict.run, enter)
 

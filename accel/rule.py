@@ -125,8 +125,20 @@ class TokenRule(Rule):
     """A rule that tests every draft by itself, with a chance of its own."""
 
     @abstractmethod
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
-        """Chance of keeping tokens, were they the draft. int64 [B, K, M]; returns [B, K, M]."""
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
+        """Chance of keeping tokens, were they the draft.
+
+        Args:
+            p: [B, K] target laws.
+            q: [B, K] laws that the drafts were drawn from.
+            tokens: int64 [B, K, M], M candidates for each position.
+            depth: int64 [K] or [B, K], drafts in front of each position; None counts them from 0.
+
+        Returns:
+            [B, K, M].
+        """
 
     def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:
         chance = self.chance(p, q, drafts[..., None])[..., 0]
@@ -153,13 +165,31 @@ class TokenRule(Rule):
     def spent(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, exactly: bool) -> Tensor:
         """See `Rule.spent`.
 
-        The bound is |a(x) - min(1, p(x) / q(x))|, x the draft and a(x) its chance, plus 1 - a(x)
-        times the distance of its correction from the exact one; the draft estimates its mean over q
-        without bias.
+        The estimate is `bound`, whose mean over drafts is at least what is spent.
         """
         if exactly:
             return acceptance.distance(self.emitted(p, q), p)
-        chance = self.chance(p, q, drafts[..., None])[..., 0]
+        return self.bound(p, q, drafts)
+
+    def bound(
+        self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
+        """An upper bound on the total variation spent, estimated from the drafts.
+
+        It is |a(x) - min(1, p(x) / q(x))|, x the draft and a(x) its chance, plus 1 - a(x) times the
+        distance of its correction from the exact one; the draft estimates its mean over q without
+        bias.
+
+        Args:
+            p: [B, K] target laws.
+            q: [B, K] draft laws.
+            drafts: int64 [B, K].
+            depth: see `chance`.
+
+        Returns:
+            [B, K].
+        """
+        chance = self.chance(p, q, drafts[..., None], depth)[..., 0]
         honest = acceptance.ratio(p.prob(drafts), q.prob(drafts))
         return (chance - honest).abs() + (1 - chance) * self._correction_error(p, q, drafts)
 

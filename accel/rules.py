@@ -27,7 +27,9 @@ class Exact(TokenRule):
     name: ClassVar[str] = "exact"
     lossless: ClassVar[bool] = True
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
         return acceptance.ratio(acceptance.of_tokens(p, tokens), acceptance.of_tokens(q, tokens))
 
     def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:
@@ -73,9 +75,12 @@ class Omega(TokenRule):
         require(self, "omega", self.omega >= 1, "at least 1")
         require(self, "decay", self.decay >= 0, "at least 0")
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        scale = (self.omega * torch.exp(-self.decay * position)).clamp(min=1.0)
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
+        if depth is None:
+            depth = torch.arange(tokens.shape[1], device=tokens.device)
+        scale = (self.omega * torch.exp(-self.decay * depth)).clamp(min=1.0)
         return acceptance.omega(p, q, tokens, scale)
 
 
@@ -96,7 +101,9 @@ class Typical(TokenRule):
         require(self, "epsilon", 0 < self.epsilon < 1, "in (0, 1)")
         require(self, "alpha", 0 < self.alpha <= 1, "in (0, 1]")
 
-    def chance(self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor) -> Tensor:
+    def chance(
+        self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
         return acceptance.typical(p, tokens, self.epsilon, self.alpha)
 
     def correction(

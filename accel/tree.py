@@ -55,6 +55,11 @@ class Tree:
         """Largest number of children S."""
         return self.children.shape[2]
 
+    @property
+    def bush(self) -> int:
+        """Depth behind which only the trunk goes on, whose column at depth d is column d."""
+        return max(self.deepest_fork, self.deepest_branch)
+
     def pick(self, shape: Tensor) -> Tree:
         """One shape a picture. shape: int64 [B], rows of this table of shapes."""
         fields = ("parents", "depth", "ordinal", "sees", "exists", "children", "trunk")

@@ -1,9 +1,9 @@
 """Speculative decoding over a tree of drafts, several at one position, whoever makes them.
 
-Recursive rejection without replacement (Jeon et al. 2024, arXiv 2402.14160) on trees whose shape is
-fixed or follows each picture's own past acceptance. One pass verifies a whole tree: its drafts lie
-in the cache behind the last committed token and see their ancestors only. Knows nothing about
-families or pixels.
+Recursive rejection without replacement (Jeon et al. 2024, arXiv 2402.14160), or a lossy rule in its
+place, on trees whose shape is fixed or follows each picture's own past acceptance. One pass
+verifies a whole tree: its drafts lie in the cache behind the last committed token and see their
+ancestors only. Knows nothing about families or pixels.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
+from visual_ar.accel.chain import ColumnNumbers
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.drafters import parse_drafter
 from visual_ar.accel.drafting import Drafter, Outcome, Verdict
 from visual_ar.accel.host_copy import HostCopy
+from visual_ar.accel.rule import TokenRule
+from visual_ar.accel.rules import parse_rule
 from visual_ar.accel.tree import Tree, keep_path, shapes, visible
 from visual_ar.accel.tree_acceptance import judge
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import bit_uniforms
 from visual_ar.tokenizers.base import VisualTokenizer
 
-_STREAM = 64
 _TEST, _DRAW, _OBSERVE = 0, 1, 2
 _NUMBERS = 5
-_BLOCK_PICTURES = 8
 
 
 @dataclass
@@ -41,28 +41,28 @@ class TreeBuffers:
     Attributes:
         trees: table of M shapes.
         sizes: int64 [M], columns that exist in each, ascending.
-        shape: int64 [B], the next shape of every picture.
+        tree: the next one of every picture.
         drafter: makes the drafts.
         pace: what every picture accepted so far.
-        numbers: fp32 [passes, B, 5, Q] uniform numbers of the next passes.
-        ahead: passes of `numbers` that are left.
+        numbers: of every column: to test, to draw, and three to observe with.
         columns: columns of the next pass.
         widest: columns that the next pass needs, for the host.
+        rule: the acceptance rule with its tables.
     """
 
     trees: Tree
     sizes: Tensor
-    shape: Tensor
+    tree: Tree
     drafter: Drafter
     pace: Pace
-    numbers: Tensor
+    numbers: ColumnNumbers
     columns: int
     widest: HostCopy
-    ahead: int = 0
+    rule: TokenRule
 
 
 class TreeDecoding(WindowedDecoding):
-    """Lossless speculation with several drafts at one position; see the module's docstring.
+    """Speculation with several drafts at one position, lossless with a lossless rule.
 
     Args:
         window: ranks predicted along the trunk of a tree, at least 1, or "auto" for the fastest on
@@ -78,10 +78,13 @@ class TreeDecoding(WindowedDecoding):
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
+        rule: acceptance rule, see `rules.parse_rule`, of every draft: siblings are tested in turn,
+            each against the rule's correction of those before it. With a lossy one the total
+            variation spent is an upper bound, estimated from the drafts.
 
     Raises:
-        ValueError: an option outside its range, or a tree with more drafts at one position than the
-            drafter has.
+        ValueError: an option outside its range, a tree with more drafts at one position than the
+            drafter has, or a rule that judges chains only.
     """
 
     lossless = True
@@ -96,6 +99,7 @@ class TreeDecoding(WindowedDecoding):
         coupling: str = "maximal",
         init: str = "uniform",
         adapt: str = "none",
+        rule: str = "exact",
     ) -> None:
         check_window(window)
         self._branching = parse_tree(tree)
@@ -110,6 +114,8 @@ class TreeDecoding(WindowedDecoding):
             )
         if adapt not in ADAPTATIONS:
             raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, got {adapt!r}")
+        self._rule = _rule_of_trees(rule, drafter)
+        self.lossless = self._rule.lossless
 
     @classmethod
     def spatial(cls) -> TreeDecoding:
@@ -127,6 +133,7 @@ class TreeDecoding(WindowedDecoding):
         """See `Decoding.check`."""
         super().check(model, layout, tokenizer)
         self._kind.check(model, layout)
+        self._rule.check(tokenizer)
 
     def init(
         self,
@@ -141,23 +148,25 @@ class TreeDecoding(WindowedDecoding):
         trunk = max(window - 1, len(self._branching))
         trees = shapes(ladder(self.config.adapt, self._branching, trunk), model.device)
         state = super().init(model, layout, slots, guided, trees.columns, tokenizer)
-        sizes = trees.exists.sum(1)
+        sizes, rule = trees.exists.sum(1), self._rule.bind(tokenizer)
+        assert isinstance(rule, TokenRule)
         state.method = TreeBuffers(
             trees=trees,
             sizes=sizes,
-            shape=torch.zeros_like(state.length),
+            tree=trees.pick(torch.zeros_like(state.length)),
             drafter=self._kind.make(state, trees),
             pace=Pace(trees.trunk, slots),
-            numbers=torch.zeros(0, device=state.tokens.device),
+            numbers=ColumnNumbers(_NUMBERS, trees.columns),
             columns=trees.columns,
             widest=HostCopy(state.tokens.device, trees.columns),
+            rule=rule,
         )
         return state
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts for newly admitted slots, and forgets what their last pictures accepted."""
         buffers: TreeBuffers = state.method
-        buffers.ahead = 0
+        buffers.numbers.forget()
         buffers.pace.admit(slots)
         buffers.drafter.admit(slots)
         self._choose_shapes(state)
@@ -165,8 +174,8 @@ class TreeDecoding(WindowedDecoding):
     def step(self, state: DecodeState) -> Step:
         """One pass: draft a tree, predict behind every draft, keep a path, correct its end."""
         buffers: TreeBuffers = state.method
-        tree = buffers.trees.pick(buffers.shape).narrow(buffers.columns)
-        u = self._numbers(state)
+        tree = buffers.tree.narrow(buffers.columns)
+        u = buffers.numbers.take(state)
         draft = buffers.drafter.draft(tree, u[:, _DRAW])
         first = state.length
         feed = state.tokens.gather(1, (first[:, None] - 1).clamp(min=0))
@@ -179,17 +188,19 @@ class TreeDecoding(WindowedDecoding):
             root[:, None] + torch.arange(tree.columns, device=root.device),
         )
         p = state.law(hidden, ranks + 1)
-        verdict = judge(tree, p, draft, u[:, _TEST])
+        verdict = judge(tree, p, draft, u[:, _TEST], buffers.rule)
         path, run = state.twice(verdict.path), state.twice(verdict.run)
         keep_path(state.cache, root, path, run, tree.deepest_branch)
+        spent = _spent_on_path(state, verdict)
         token = verdict.correction.sample(u[:, _OBSERVE, :1])[:, 0]
         committed = state.commit(_committed(draft.tokens, verdict, token), verdict.run + 1)
         outcome = Outcome(tree, draft, first, hidden, p, verdict, token)
         buffers.drafter.observe(outcome, u[:, _OBSERVE:].transpose(0, 1))
-        buffers.pace.observe(verdict.run)
-        self._choose_shapes(state)
+        if len(buffers.sizes) > 1:
+            buffers.pace.observe(verdict.run)
+            self._choose_shapes(state)
         drafted = buffers.drafter.evaluations
-        return state.report(committed, tree.columns, draft_evaluations=drafted)
+        return state.report(committed, tree.columns, spent, drafted)
 
     @torch.inference_mode()
     def advance(self, state: DecodeState) -> Step:
@@ -202,30 +213,9 @@ class TreeDecoding(WindowedDecoding):
     @staticmethod
     def _choose_shapes(state: DecodeState) -> None:
         buffers: TreeBuffers = state.method
-        buffers.shape = buffers.pace.shape().masked_fill(state.done, 0)
-        buffers.widest.push(buffers.sizes[buffers.shape].max())
-
-    @staticmethod
-    def _numbers(state: DecodeState) -> Tensor:
-        """[B, 5, Q] numbers of every column: to test, to draw, and three to observe with.
-
-        At small batches several passes are computed at a time: the small operations of a
-        counter-based generator cost as much for one pass as for eight.
-        """
-        buffers: TreeBuffers = state.method
-        if buffers.ahead == 0:
-            buffers.ahead = max(_BLOCK_PICTURES // state.slots, 1)
-            passes = torch.arange(1, buffers.ahead + 1, device=state.seed.device)[:, None]
-            attempts = state.passes + passes  # [passes, B]
-            columns = buffers.trees.columns
-            rank = torch.zeros_like(
-                attempts
-            )  # an attempt alone tells the passes of a picture apart
-            u = bit_uniforms(state.seed, rank, attempts, _NUMBERS * columns, stream=_STREAM)
-            buffers.numbers = u.unflatten(-1, (_NUMBERS, columns))
-        numbers = buffers.numbers[-buffers.ahead]
-        buffers.ahead -= 1
-        return numbers
+        shape = buffers.pace.shape().masked_fill(state.done, 0)
+        buffers.tree = buffers.trees.pick(shape)
+        buffers.widest.push(buffers.sizes[shape].max())
 
 
 def parse_tree(text: str | int) -> tuple[int, ...]:
@@ -240,6 +230,27 @@ def parse_tree(text: str | int) -> tuple[int, ...]:
             f"tree must be whole numbers of at least 1 joined by x, such as 3x2, got {text!r}"
         )
     return tuple(int(part) for part in parts)
+
+
+def _rule_of_trees(rule: str, drafter: str) -> TokenRule:
+    """Reads a rule. Raises ValueError unless it tests every draft by itself."""
+    parsed = parse_rule(rule)
+    if not isinstance(parsed, TokenRule):
+        raise ValueError(
+            f"rule {rule} judges the drafts of one chain together, and cannot judge the tree that "
+            f"drafter {drafter} fills; the methods draft-head, and jacobi with coupling "
+            "'independent', have chains for it"
+        )
+    return parsed
+
+
+def _spent_on_path(state: DecodeState, verdict: Verdict) -> Tensor | None:
+    """fp32 [B], what a lossy rule spends on the tokens of a pass; before they are committed."""
+    if verdict.spent is None:
+        return None
+    offsets = torch.arange(verdict.spent.shape[1], device=verdict.spent.device)
+    exists = state.length[:, None] + offsets < state.layout.length
+    return (verdict.spent * exists).sum(1)
 
 
 def _committed(drafts: Tensor, verdict: Verdict, token: Tensor) -> Tensor:

@@ -7,9 +7,16 @@ import torch
 
 from visual_ar.accel import acceptance, tree_acceptance
 from visual_ar.accel.drafting import Draft
+from visual_ar.accel.rules import Exact
 from visual_ar.accel.tree import shapes
-from visual_ar.accel.tree_acceptance import judge, recursive_rejection, without
-from visual_ar.sampling import CategoricalLaw
+from visual_ar.accel.tree_acceptance import (
+    draw_in_turn,
+    drawn_from,
+    judge,
+    recursive_rejection,
+)
+from visual_ar.sampling import CategoricalLaw, take_rows
+from visual_ar.testing import chi_square, sequence_index
 
 CODES, SIBLINGS = 4, 3
 
@@ -21,6 +28,12 @@ def _laws(count, seed=0, zeros=False):
         laws[:, ::2, 1] = 0
         laws[:, 1::2, :2] = 0
     return laws / laws.sum(-1, keepdim=True)
+
+
+def without(law, tokens):
+    """A law without some tokens, renormalised; all zero where no mass is left."""
+    rest = law.scatter(-1, tokens, 0.0) if tokens.numel() else law
+    return rest / rest.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
 def _emitted(p, q, rows, draw=without):
@@ -79,10 +92,12 @@ def test_a_repeated_sibling_counts_as_not_made():
 def test_siblings_drawn_with_replacement_and_all_judged_are_detected(monkeypatch):
     """Mutant: their laws are renormalised as without replacement, yet repeats are tested again."""
 
-    def only_renormalised(law, tokens):
-        return law / (1 - law.gather(-1, tokens).sum(-1, keepdim=True)).clamp(min=0.1)
+    def only_renormalised(q, rows, tokens):
+        _, mass = drawn_from(q, rows, tokens)
+        whole = take_rows(q.probabilities, rows.flatten(1)).unflatten(1, rows.shape[1:])
+        return whole, mass.clamp(min=0.1)
 
-    monkeypatch.setattr(tree_acceptance, "without", only_renormalised)
+    monkeypatch.setattr(tree_acceptance, "drawn_from", only_renormalised)
     p, q = _laws(1, 103), _laws(1)
     assert _error(_emitted(p, q, (0, 0, 0), draw=lambda law, before: law), p) > 5e-3
 
@@ -113,7 +128,7 @@ def _judged(u, parents=(0, 1, 0, 3)):
     flat = CategoricalLaw(probabilities=law[:, :1])
     tokens = torch.tensor([[0, 1, 2, 3]])[:, : len(parents)]
     draft = Draft(tokens, flat, torch.zeros_like(tokens))
-    return judge(tree, p, draft, torch.tensor([[0.5, *u]]))
+    return judge(tree, p, draft, torch.tensor([[0.5, *u]]), Exact())
 
 
 def test_a_verdict_follows_the_first_kept_child():
@@ -138,8 +153,24 @@ def test_a_verdict_takes_a_sibling_where_the_first_is_refused(monkeypatch):
     assert verdict.path.tolist() == [[0, 3, 4]] and int(verdict.run) == 2
 
 
-def test_laws_lose_tokens_and_stay_laws():
-    law = torch.tensor([[[0.5, 0.5, 0.0]]])
-    assert without(law, torch.zeros(1, 1, 0, dtype=torch.int64)) is law
-    assert without(law, torch.tensor([[[0]]])).tolist() == [[[0.0, 1.0, 0.0]]]
-    assert without(law, torch.tensor([[[0, 1]]])).tolist() == [[[0.0, 0.0, 0.0]]]
+def test_siblings_lose_the_tokens_before_them():
+    law = CategoricalLaw(probabilities=torch.tensor([[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]]))
+    left, mass = drawn_from(law, torch.tensor([[[0, 1, 0]]]), torch.tensor([[[1, 0, 2]]]))
+    assert left[0, 0].tolist() == [[0.5, 0.25, 0.25], [0.0, 0.0, 0.0], [0.0, 0.0, 0.25]]
+    assert mass[0, 0].tolist() == [1.0, 0.0, 0.25]
+
+
+def test_siblings_are_drawn_without_those_before_them():
+    """By their numbers, from laws that take turns; p value of a fit to the product of laws."""
+    laws = _laws(2, 5).float().expand(30_000, -1, -1)[:, None]
+    u = torch.rand(len(laws), 1, 3, generator=torch.Generator().manual_seed(0))
+    first = CategoricalLaw(probabilities=laws[:, :, 0]).sample(u[..., 0])
+    drawn = draw_in_turn(laws, first, u)[:, 0]
+    law = torch.zeros(CODES**3, dtype=torch.float64)
+    for tokens in itertools.product(range(CODES), repeat=3):
+        kids, weight = torch.tensor([[tokens]]), 1.0
+        for s, token in enumerate(tokens):
+            weight *= float(without(laws[:1, :, s % 2].double(), kids[..., :s])[0, 0, token])
+        law[sequence_index(kids[0], CODES)] = weight
+    assert float(law.sum()) == pytest.approx(1.0)
+    assert chi_square(sequence_index(drawn, CODES), law) > 1e-4

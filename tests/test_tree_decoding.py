@@ -11,7 +11,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.tree import shapes
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cache import KVCache
-from visual_ar.sampling import Sampling
+from visual_ar.sampling import CategoricalLaw, Sampling, take_rows
 from visual_ar.testing import ToyTokenModel, decode_all
 
 CASE = Case(seed=1)
@@ -89,18 +89,26 @@ def test_the_pace_chooses_the_shape():
 def _repeat_siblings(monkeypatch):
     """Siblings are drawn with replacement, and judged by laws that are only renormalised."""
 
-    def only_renormalised(law, tokens):
-        return law / (1 - law.gather(-1, tokens).sum(-1, keepdim=True)).clamp(min=0.1)
+    def only_renormalised(q, rows, tokens):
+        left, mass = true(q, rows, tokens[..., :1].expand_as(tokens))
+        left = take_rows(q.probabilities, rows.flatten(1)).unflatten(1, rows.shape[1:])
+        return left, mass.clamp(min=0.1)
 
-    monkeypatch.setattr(position_drafts, "without", lambda law, tokens: law)
-    monkeypatch.setattr(tree_acceptance, "without", only_renormalised)
+    def with_replacement(laws, first, u):
+        law = CategoricalLaw(probabilities=laws[:, :, 0])
+        rest = [law.sample(u[..., s]) for s in range(1, u.shape[-1])]
+        return torch.stack([first, *rest], -1)
+
+    true = tree_acceptance.drawn_from
+    monkeypatch.setattr(position_drafts, "draw_in_turn", with_replacement)
+    monkeypatch.setattr(tree_acceptance, "drawn_from", only_renormalised)
 
 
 def _siblings_of_another_law(monkeypatch):
     """Siblings come from another law than the one that judges them, as published for SJD-PAC."""
-    true = position_drafts.without
+    true = position_drafts.draw_in_turn
     monkeypatch.setattr(
-        position_drafts, "without", lambda law, tokens: true((law > 0).to(law), tokens)
+        position_drafts, "draw_in_turn", lambda laws, *rest: true((laws > 0).to(laws), *rest)
     )
 
 
@@ -154,7 +162,7 @@ class ShapeFromItsDrafts(TreeDecoding):
     def step(self, state):
         buffers = state.method
         first = buffers.drafter._q.gather(-1, buffers.drafter._tokens[..., None])[:, 0, 0]
-        buffers.shape = (first < 0.4).long()
+        buffers.tree = buffers.trees.pick((first >= 0.4).long())
         return super().step(state)
 
     def init(self, *arguments, **named):
@@ -162,6 +170,7 @@ class ShapeFromItsDrafts(TreeDecoding):
         # The second shape has no draft to test.
         state.method.trees.exists[1, 1:] = False
         state.method.trees.children[1] = -1
+        state.method.trees.trunk[1] = 0
         return state
 
 

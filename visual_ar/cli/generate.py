@@ -126,7 +126,7 @@ def generate(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="What accepts a draft (jacobi and draft-head): exact or block, lossless; or "
+            help="What accepts a draft (jacobi, tree and draft-head): exact or block, lossless; or "
             "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
             "omega/omega=1.2.",
             rich_help_panel=METHOD,
