@@ -74,6 +74,8 @@ def captured(monkeypatch):
     """Lets a CPU be a device whose passes are captured."""
     monkeypatch.setattr(CapturedSteps, "serves", staticmethod(lambda device: True))
     monkeypatch.setattr(CapturedSteps, "on", classmethod(lambda cls, device: cls(FakeCapture())))
+    # As on a device: the recorder would not see what NumPy does.
+    monkeypatch.setattr("visual_ar.sampling._numpy_selects", lambda logits: False)
 
 
 def toy(pictures, guided=True):
