@@ -128,6 +128,10 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
+    def row_ranks(self, ranks: Tensor) -> Tensor:
+        """`twice` for what nobody writes to: no copy where there is one picture."""
+        return ranks.expand(len(self.root) // self.slots, -1, -1).flatten(0, 1)
+
     def forward(
         self,
         tokens: Tensor,
@@ -161,7 +165,7 @@ class DecodeState:
         """
         root = self.root.unflatten(0, (-1, self.slots))  # [1 or 2, B, 1, D]
         x = torch.where((ranks < 0)[..., None], root, x)  # repeats x for the unconditional rows
-        return x.flatten(0, 1), self.twice(ranks)
+        return x.flatten(0, 1), self.row_ranks(ranks)
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
@@ -170,7 +174,7 @@ class DecodeState:
             hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
         """
-        return self.warped(self.model.predict(hidden, self.twice(ranks)), ranks)
+        return self.warped(self.model.predict(hidden, self.row_ranks(ranks)), ranks)
 
     def warped(self, logits: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws out of a head's output; forced ranks are point masses.
@@ -180,7 +184,7 @@ class DecodeState:
             ranks: int64 [B, Q], from 0.
         """
         if self.guided:
-            conditional, unconditional = logits.chunk(2)
+            conditional, unconditional = logits[: len(ranks)], logits[len(ranks) :]
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
         logits = warp(logits, self.temperature, self.top_k, self.top_p, self.warps)
         if self.forced is not None:

@@ -32,7 +32,7 @@ class SequentialDecoding(Decoding):
 
     def step(self, state: DecodeState) -> Step:
         """One token for every unfinished picture."""
-        ranks = state.length[:, None]
+        ranks = state.length.unsqueeze(1)
         before = ranks - 1
         feed = state.tokens.gather(1, before.clamp(min=0))
         tokens = draw_window(state, state.forward(feed, before), ranks)
