@@ -16,12 +16,12 @@ from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor
 
 from visual_ar.accel.graphs import CapturedSteps, extent_for, lent_state
-from visual_ar.accel.host_copy import HostCopy
+from visual_ar.accel.host_copy import OpenLength
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, take_rows, warp
+from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, warp
 from visual_ar.tokenizers.base import VisualTokenizer
 
 
@@ -72,11 +72,12 @@ class DecodeState:
             kernel makes its own.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
         warps: warps that any admitted picture needs.
-        open_length: largest length of an unfinished slot, as the host last saw it; -1 when all
-            slots are idle.
+        open_length: largest length of an unfinished slot, as the host last saw it.
         fused: whether the verification kernel does the method's share of a pass here.
         captured: its passes as graphs; None where passes are run one operation at a time.
         method: buffers of the method's own.
+        columns: int64 [N + scratch], 0, 1, 2, ... as every pass needs them.
+        starts: int64 [B, 1], index of each slot's first row where [B, N + scratch] is one axis.
     """
 
     model: TokenModel
@@ -95,11 +96,19 @@ class DecodeState:
     forced: Tensor | None
     noise: Tensor | None
     window: int
-    open_length: HostCopy
+    open_length: OpenLength
     warps: Warps = field(default_factory=Warps)
     fused: bool = False
     captured: CapturedSteps | None = None
     method: Any = None
+    columns: Tensor = field(init=False)
+    starts: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        slots, width = self.tokens.shape
+        device = self.tokens.device
+        self.columns = torch.arange(width, device=device)
+        self.starts = torch.arange(0, slots * width, width, device=device)[:, None]
 
     @property
     def slots(self) -> int:
@@ -118,6 +127,10 @@ class DecodeState:
     def twice(self, per_slot: Tensor) -> Tensor:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
+
+    def row_ranks(self, ranks: Tensor) -> Tensor:
+        """`twice` for what nobody writes to: no copy where there is one picture."""
+        return ranks.expand(len(self.root) // self.slots, -1, -1).flatten(0, 1)
 
     def forward(
         self,
@@ -144,15 +157,15 @@ class DecodeState:
         """What every row is fed: rank -1, which may only stand in the first column, has the root.
 
         Args:
-            x: [B, Q, D] embeddings, which may be written to.
+            x: [B, Q, D] embeddings.
             ranks: int64 [B, Q], from -1.
 
         Returns:
             [R, Q, D] embeddings, and int64 [R, Q].
         """
-        x, ranks = self.twice(x), self.twice(ranks)
-        x[:, :1] = torch.where((ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
-        return x, ranks
+        root = self.root.unflatten(0, (-1, self.slots))  # [1 or 2, B, 1, D]
+        x = torch.where((ranks < 0)[..., None], root, x)  # repeats x for the unconditional rows
+        return x.flatten(0, 1), self.row_ranks(ranks)
 
     def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
@@ -161,7 +174,7 @@ class DecodeState:
             hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
         """
-        return self.warped(self.model.predict(hidden, self.twice(ranks)), ranks)
+        return self.warped(self.model.predict(hidden, self.row_ranks(ranks)), ranks)
 
     def warped(self, logits: Tensor, ranks: Tensor) -> CategoricalLaw:
         """The guided, warped laws out of a head's output; forced ranks are point masses.
@@ -171,7 +184,7 @@ class DecodeState:
             ranks: int64 [B, Q], from 0.
         """
         if self.guided:
-            conditional, unconditional = logits.chunk(2)
+            conditional, unconditional = logits[: len(ranks)], logits[len(ranks) :]
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
         logits = warp(logits, self.temperature, self.top_k, self.top_p, self.warps)
         if self.forced is not None:
@@ -184,7 +197,8 @@ class DecodeState:
     def noise_at(self, ranks: Tensor) -> Tensor:
         """Gumbel noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V]."""
         assert self.noise is not None
-        return take_rows(self.noise, ranks)
+        rows = (ranks + self.starts).flatten()
+        return self.noise.flatten(0, 1).index_select(0, rows).unflatten(0, ranks.shape)
 
     def report(
         self,
@@ -202,10 +216,9 @@ class DecodeState:
             draft_evaluations: steps of a draft head a slot.
         """
         limit = self.layout.length
-        known = torch.arange(limit, device=self.length.device) < self.length[:, None]
         return Step(
             tokens=self.tokens[:, :limit].clone(),
-            known=known,
+            known=self.columns[:limit] < self.length[:, None],
             committed=committed,
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
@@ -213,23 +226,23 @@ class DecodeState:
             draft_evaluations=draft_evaluations * self.slots,
         )
 
-    def commit(self, tokens: Tensor, count: Tensor) -> Tensor:
+    def commit(self, tokens: Tensor, count: Tensor | int) -> Tensor:
         """Writes tokens behind the committed ones and advances the lengths.
 
         Args:
             tokens: int64 [B, Q] for ranks length .. length + Q - 1; those past `count` are drafts.
-            count: int64 [B], how many of them are committed.
+            count: int64 [B], how many of them are committed; a number is that of every slot.
 
         Returns:
             int64 [B], the number committed that exist: 0 for idle slots, none past the end.
         """
         limit = self.layout.length
-        ranks = self.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        ranks = self.length[:, None] + self.columns[: tokens.shape[1]]
         # An idle slot writes to its own scratch ranks, never to a finished picture.
         self.tokens.scatter_(1, ranks, tokens)
-        length = (self.length + count).clamp(max=limit)
+        length = (self.length + count).clamp_(max=limit)
         committed = length - self.length
-        self.passes += (committed > 0).to(self.passes.dtype)
+        self.passes += committed.sign()
         self.length = length
         return committed
 
@@ -339,7 +352,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
             forced=None,
             noise=noise,
             window=window,
-            open_length=HostCopy(device, -1),
+            open_length=OpenLength(device, slots, length),
             fused=fused,
             captured=CapturedSteps.on(device) if self.capturable else None,
         )
@@ -441,7 +454,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _publish(state: DecodeState) -> None:
-        state.open_length.push(state.length.masked_fill(state.done, -1).max())
+        state.open_length.push(state.length)
 
     def choose_window(
         self,

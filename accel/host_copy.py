@@ -1,4 +1,4 @@
-"""Numbers that go from the device to the host without a wait; knows nothing of their meaning."""
+"""Numbers that go from the device to the host without a wait; knows no method and no model."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ class HostCopy:
             index = 1 - index
             self._events[index].synchronize()
         return self._copies[index]
+
+
+class OpenLength(HostCopy):
+    """The largest length of a slot that is below a limit; the host finds it among all of them.
+
+    Finding it on the device would be four small operations a pass.
+
+    Args:
+        device: where the lengths are made.
+        slots: how many lengths there are.
+        limit: length of what is complete, and of every slot before the first push.
+    """
+
+    def __init__(self, device: torch.device, slots: int, limit: int) -> None:
+        super().__init__(device, limit, (slots,))
+        self._limit = limit
+
+    def read(self) -> int:
+        """As `HostCopy.read`; -1 when every slot is complete."""
+        return max((length for length in self.read_list() if length < self._limit), default=-1)

@@ -32,8 +32,9 @@ class SequentialDecoding(Decoding):
 
     def step(self, state: DecodeState) -> Step:
         """One token for every unfinished picture."""
-        ranks = state.length[:, None]
-        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
-        tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
-        committed = state.commit(tokens, torch.ones_like(state.length))
+        ranks = state.length.unsqueeze(1)
+        before = ranks - 1
+        feed = state.tokens.gather(1, before.clamp(min=0))
+        tokens = draw_window(state, state.forward(feed, before), ranks)
+        committed = state.commit(tokens, 1)
         return state.report(committed, head_evaluations=1)

@@ -9,6 +9,7 @@ from visual_ar.sampling import (
     CategoricalLaw,
     Sampling,
     Warps,
+    _kth_largest,
     guide,
     gumbel_noise,
     philox,
@@ -107,6 +108,18 @@ def test_warp_keeps_what_brute_force_keeps(temperature, top_k, top_p):
         assert kept == brute_warp(logits[b, q].tolist(), temperature, top_k, top_p)
         index = sorted(kept)
         torch.testing.assert_close(warped[b, q, index], logits[b, q, index] / temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 2, 7, 12])
+def test_the_threshold_of_top_k_is_the_kth_largest_of_every_law(dtype, k):
+    logits = torch.randn(3, 2, 12, dtype=dtype, generator=torch.Generator().manual_seed(k))
+    logits[0, :, 3:8] = logits[0, :, :1]  # ties
+    logits[1, :, 5:] = -torch.inf
+    before = logits.clone()
+    expected = logits.sort(descending=True).values[..., k - 1 : k]
+    assert torch.equal(_kth_largest(logits.requires_grad_(), k), expected)
+    assert torch.equal(logits, before)
 
 
 def test_warp_options_differ_within_a_batch():

@@ -82,9 +82,10 @@ class KVCache:
             bool [R, 1, Q, extent], True where attended.
         """
         columns = self._slots[: self.extent]
-        seen = columns < (slots + 1 if end is None else end)[..., None]  # [R, Q, extent]
+        own = slots[..., None]
+        seen = columns <= own if end is None else columns < end[..., None]  # [R, Q, extent]
         seen[..., : self.prefix] &= self.prefix_mask[:, None]
-        return (seen | (columns == slots[..., None]))[:, None]
+        return (seen | (columns == own))[:, None]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copies keys and values of every layer between slots of the same row.

@@ -152,7 +152,7 @@ class LlamaGen(ConditionedModel):
             visible = cache.visible(slots)
         mask = None
         if visible is not None:
-            mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+            mask = torch.where(visible, 0.0, -torch.inf).to(x.dtype)
         return self._run(x, positions, mask, cache, slots, adapt)
 
     def _run(

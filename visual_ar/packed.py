@@ -1,0 +1,81 @@
+"""Weights in the order in which oneDNN multiplies few rows fastest; knows no layer and no model."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST_ROWS = 32
+_LEAST_WEIGHTS = 1 << 19  # below, a call costs more than the order gains
+_PACKED_FOR = 16  # rows; the order found for one row is slow for two, this one is good for all
+
+
+class Packed:
+    """A copy of some weights, made when the same weights multiply few rows a second time.
+
+    For 2 to 32 rows in fp32 on x86 CPUs, without gradients. It takes as much memory as the weights
+    again. A copy or a pickle of it is empty. Measured beside other work, ms for all weights of
+    GPT-B against W @ x.T: 47 to 59 for 2 rows on two AVX2 cores, 97 to 113 for 16 rows on one.
+    """
+
+    def __init__(self) -> None:
+        self._met: tuple[Any, ...] | None = None
+        self._known: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
+        return Packed, ()
+
+    def product(self, x: Tensor, *weights: Tensor) -> Tensor | None:
+        """The products with weights, one after the other.
+
+        Args:
+            x: [..., in_features].
+            weights: [out_features, in_features] of each.
+
+        Returns:
+            [..., sum of out_features]; None where another way is faster or the only one.
+        """
+        size = x.shape[-1]
+        if not (size < x.numel() <= _MOST_ROWS * size and _serves(x, weights)):
+            return None
+        if sum(weight.numel() for weight in weights) < _LEAST_WEIGHTS:
+            return None
+        # In-place changes count the version up; anything else that changes weights moves them.
+        key = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        if self._known is None or self._known[0] != key:
+            self._known = None
+            if self._met != key:  # weights that change with every use are not worth the copy
+                self._met = key
+                return None
+            together = weights[0] if len(weights) == 1 else torch.cat(weights)
+            order = torch.ops.mkldnn._reorder_linear_weight(together.detach(), _PACKED_FOR)
+            self._known = (key, order)
+        known = self._known
+        return torch.ops.mkldnn._linear_pointwise(x, known[1], None, "none", [], "")
+
+
+def _serves(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and bool(torch.backends.mkldnn.enabled)
+        and not any(weight.is_inference() for weight in weights)  # they count no versions
+        and _available()
+        and not torch.compiler.is_compiling()
+    )
+
+
+@cache
+def _available() -> bool:
+    # The operators that torch's own compiler emits for frozen weights; they have no public name.
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return (
+        platform.machine().lower() in ("x86_64", "amd64")
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    )
