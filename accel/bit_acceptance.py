@@ -48,7 +48,7 @@ def by_bit(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> BitVerdict:
 def by_token(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
     """Keeps a token with probability min(1, p / q) (Leviathan et al. 2023, Algorithm 1).
 
-    The first token that is not kept is replaced by `BitLaw.residual`.
+    The first token that is not kept is replaced by a draw of `BitLaw.residual`.
 
     Args:
         p: [B, K] target laws.
@@ -59,5 +59,5 @@ def by_token(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
     Returns:
         bool [B, K], whether each draft passes by itself.
     """
-    # The ratio out of logarithms: products over 256 bits underflow. Equal laws give exactly 1.
-    return u < torch.exp(p.log_prob(drafts) - q.log_prob(drafts))
+    # The ratio out of logarithms: products over 256 bits underflow.
+    return u < torch.exp(p.log_ratio(q, drafts))

@@ -16,11 +16,21 @@ from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor
 
 from visual_ar.accel.host_copy import HostCopy
+from visual_ar.bits import BitLaw, SubcodeLaw
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, take_rows, warp
+from visual_ar.sampling import (
+    CategoricalLaw,
+    Sampling,
+    Warps,
+    guide,
+    gumbel_noise,
+    logistic_noise,
+    take_rows,
+    warp,
+)
 from visual_ar.tokenizers.base import VisualTokenizer
 
 _EXTENT_STEP = 32
@@ -30,7 +40,7 @@ class Step(NamedTuple):
     """What one pass did. Device tensors; whoever reads them on the host decides when.
 
     Attributes:
-        tokens: int64 [B, N] in decode order; drafts and zeros where not known.
+        tokens: int64 [B, N] or bool [B, N, d] in decode order; drafts and zeros where not known.
         known: bool [B, N], the committed ranks.
         committed: int64 [B], tokens committed by this pass; 0 for idle slots.
         head_evaluations: evaluations of the model's head by this pass, summed over pictures.
@@ -51,12 +61,15 @@ class Step(NamedTuple):
 class DecodeState:
     """Static buffers of B slots; a slot is idle until a picture is admitted to it.
 
+    Tokens are int64 [B, Q] codes or, of a model of bits, bool [B, Q, d]; methods that read and
+    write them with `take` and `put` need not know which.
+
     Attributes:
         model: the generator.
         layout: decode order, shared by the slots.
         cache: keys and values of R = B or 2B rows.
         guided: whether every slot has an unconditional row.
-        tokens: int64 [B, N + scratch], committed tokens, then drafts.
+        tokens: int64 [B, N + scratch] or bool [B, N + scratch, d], committed tokens, then drafts.
         length: int64 [B], committed tokens. An idle slot has length N.
         passes: int64 [B], passes made for the picture in the slot.
         root: [R, 1, D], embedding of the last prefix token, the feed of rank -1.
@@ -65,8 +78,9 @@ class DecodeState:
         top_k: int64 [B].
         top_p: fp32 [B].
         seed: int64 [B].
-        forced: int64 [B, N + scratch], -1 where the model chooses; None when nothing is forced.
-        noise: fp32 [B, N + scratch, V] Gumbel noise fixed per rank, for the frozen modes only.
+        forced: int64, shaped as `tokens`, -1 where the model chooses; None when nothing is forced.
+        noise: fp32 [B, N + scratch, V] Gumbel noise, or [B, N + scratch, d] logistic noise, fixed
+            per rank, for the frozen modes only.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
         warps: warps that any admitted picture needs.
         open_length: largest length of an unfinished slot, as the host last saw it; -1 when all
@@ -104,6 +118,22 @@ class DecodeState:
         """bool [B], idle or finished."""
         return self.length >= self.layout.length
 
+    @property
+    def bits(self) -> int:
+        """Bits of a token d; 0 where tokens are codes."""
+        return self.model.bits
+
+    def take(self, ranks: Tensor) -> Tensor:
+        """Tokens of some ranks. ranks: int64 [B, Q]; returns tokens [B, Q]."""
+        return self.tokens.gather(1, self._index(ranks))
+
+    def put(self, ranks: Tensor, tokens: Tensor) -> None:
+        """Writes tokens. ranks: int64 [B, Q]; tokens: as `take` returns them."""
+        self.tokens.scatter_(1, self._index(ranks), tokens)
+
+    def _index(self, ranks: Tensor) -> Tensor:
+        return ranks[..., None].expand(-1, -1, self.bits) if self.bits else ranks
+
     def rows(self, slots: Tensor) -> Tensor:
         """Rows of some slots, conditional ones first. slots: int64 [b]; returns [b] or [2b]."""
         return torch.cat([slots, slots + self.slots]) if self.guided else slots
@@ -116,7 +146,8 @@ class DecodeState:
         """One pass over some tokens of every slot.
 
         Args:
-            tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
+            tokens: int64 [B, Q] or bool [B, Q, d]. A feed of rank -1 may only stand in the first
+                column.
             ranks: int64 [B, Q], from -1.
 
         Returns:
@@ -127,13 +158,18 @@ class DecodeState:
         x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
         return self.model.forward(x, row_ranks, self.cache)
 
-    def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
+    def law(self, hidden: Tensor, ranks: Tensor) -> Any:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
 
         Args:
             hidden: [R, Q, D] hidden states of the ranks before them.
             ranks: int64 [B, Q], from 0.
+
+        Returns:
+            a `CategoricalLaw`, or the law of the model's kind over bits.
         """
+        if self.bits:
+            return self._bit_law(hidden, ranks)
         logits = self.model.predict(hidden, self.twice(ranks))
         if self.guided:
             conditional, unconditional = logits.chunk(2)
@@ -146,8 +182,17 @@ class DecodeState:
             logits = torch.where(token >= 0, fixed, logits)
         return CategoricalLaw(logits=logits)
 
+    def _bit_law(self, hidden: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
+        predicted = self.model.predict(hidden, self.twice(ranks))
+        parts = predicted.chunk(2) if self.guided else (predicted, None)
+        scale = self.guidance.gather(1, ranks)
+        law = self.model.bit_law(*parts, scale, self.temperature, self.warps)
+        if self.forced is None:
+            return law
+        return law.with_forced(self.forced.gather(1, self._index(ranks)))
+
     def noise_at(self, ranks: Tensor) -> Tensor:
-        """Gumbel noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V]."""
+        """Noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V] or [B, Q, d]."""
         assert self.noise is not None
         return take_rows(self.noise, ranks)
 
@@ -174,7 +219,8 @@ class DecodeState:
         """Writes tokens behind the committed ones and advances the lengths.
 
         Args:
-            tokens: int64 [B, Q] for ranks length .. length + Q - 1; those past `count` are drafts.
+            tokens: int64 [B, Q] or bool [B, Q, d] for ranks length .. length + Q - 1; those past
+                `count` are drafts.
             count: int64 [B], how many of them are committed.
 
         Returns:
@@ -183,7 +229,7 @@ class DecodeState:
         limit = self.layout.length
         ranks = self.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         # An idle slot writes to its own scratch ranks, never to a finished picture.
-        self.tokens.scatter_(1, ranks, tokens)
+        self.put(ranks, tokens)
         length = (self.length + count).clamp(max=limit)
         committed = length - self.length
         self.passes += (committed > 0).to(self.passes.dtype)
@@ -197,12 +243,14 @@ class Decoding(SchedulerMixin, ConfigMixin):
     Attributes:
         lossless: whether the output law is exactly that of next-token sampling.
         requires: capabilities a model must have.
+        also_serves: capabilities that a model may have instead of "categorical".
         needs_noise: whether the method reads Gumbel noise that is fixed per rank.
     """
 
     config_name = "scheduler_config.json"
     lossless: bool = False
     requires: frozenset[str] = frozenset({"categorical"})
+    also_serves: frozenset[str] = frozenset()
     needs_noise: bool = False
 
     def check(
@@ -215,7 +263,8 @@ class Decoding(SchedulerMixin, ConfigMixin):
             layout: the decode order.
             tokenizer: whose codes are generated; methods that compare codes need it.
         """
-        missing = self.requires - model.capabilities
+        served = {"categorical"} if self.also_serves & model.capabilities else set()
+        missing = self.requires - model.capabilities - served
         if missing:
             raise ValueError(
                 f"{type(self).__name__} needs a model with {sorted(missing)}, "
@@ -262,13 +311,14 @@ class Decoding(SchedulerMixin, ConfigMixin):
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        noise = full(0, slots, width, model.vocab_size, dtype=torch.float32)
+        bits = (model.bits,) if model.bits else ()
+        noise = full(0, slots, width, *(bits or (model.vocab_size,)), dtype=torch.float32)
         return DecodeState(
             model=model,
             layout=layout.to(device),
             cache=cache,
             guided=guided,
-            tokens=full(0, slots, width),
+            tokens=full(0, slots, width, *bits, dtype=torch.bool if bits else torch.int64),
             length=full(length, slots),
             passes=full(0, slots),
             root=full(0, rows, 1, model.hidden_size, dtype=model.dtype),
@@ -336,13 +386,14 @@ class Decoding(SchedulerMixin, ConfigMixin):
         forced = state.layout.forced
         if bool((forced != FREE).any()):
             if state.forced is None:
-                state.forced = torch.full_like(state.tokens, FREE)
-            state.forced[slots, :length] = forced[slots] if forced.dim() == 2 else forced
+                state.forced = torch.full_like(state.tokens, FREE, dtype=torch.int64)
+            state.forced[slots, :length] = forced[slots] if forced.dim() > 1 else forced
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
-            state.noise[slots, :length] = gumbel_noise(
-                on_device.seed, ranks, state.model.vocab_size
-            )
+            noise, size = gumbel_noise, state.model.vocab_size
+            if state.bits:
+                noise, size = logistic_noise, state.bits
+            state.noise[slots, :length] = noise(on_device.seed, ranks, size)
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Fills the method's own buffers for newly admitted slots. slots: int64 [b]."""

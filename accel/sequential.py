@@ -17,6 +17,7 @@ class SequentialDecoding(Decoding):
     """Draws every token from the model's law given all tokens before it."""
 
     lossless = True
+    also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
 
     @register_to_config
@@ -26,7 +27,7 @@ class SequentialDecoding(Decoding):
     def step(self, state: DecodeState) -> Step:
         """One token for every unfinished picture."""
         ranks = state.length[:, None]
-        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        feed = state.take((ranks - 1).clamp(min=0))
         law = state.law(state.forward(feed, ranks - 1), ranks)
         tokens = law.sample_gumbel(state.noise_at(ranks))
         committed = state.commit(tokens, torch.ones_like(state.length))

@@ -31,14 +31,14 @@ def law_entropy(
         workload: what was drawn.
         numbers: of the B pictures.
         seeds: one a picture.
-        tokens: int64 [B, N] in decode order.
+        tokens: int64 [B, N] or bool [B, N, d] in decode order.
 
     Returns:
         fp32 [B, N], in bits.
     """
     model, layout, sampling = workload.model, workload.layout, workload.sampling(seeds)
     condition = workload.condition(numbers)
-    batch, length = tokens.shape
+    batch, length = tokens.shape[:2]
     method = SequentialDecoding()
     guided = len(condition.prefix) == 2 * batch
     state = method.init(model, layout, batch, guided, window=length)

@@ -7,8 +7,10 @@ from abc import abstractmethod
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
+from visual_ar.bits import BitLaw, SubcodeLaw
 from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
+from visual_ar.sampling import Warps
 
 
 class TokenModel(ModelMixin, ConfigMixin):
@@ -19,7 +21,9 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives; "categorical" is logits over a code book.
+        capabilities: what its head gives; "categorical" is logits over a code book, "bits" is the
+            log-odds of every bit of tokens that are bit vectors, "subcodes" is softmaxes over parts
+            of such tokens, one after the other.
     """
 
     config_name = "config.json"
@@ -29,6 +33,11 @@ class TokenModel(ModelMixin, ConfigMixin):
     @abstractmethod
     def vocab_size(self) -> int:
         """Number of codes V."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a token d, for models whose tokens are bool [R, Q, d]; 0 for codes."""
+        return 0
 
     @property
     @abstractmethod
@@ -54,7 +63,7 @@ class TokenModel(ModelMixin, ConfigMixin):
 
     @abstractmethod
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Input embeddings. tokens: int64 [R, Q]; ranks: int64 [R, Q]; returns [R, Q, D]."""
+        """Input embeddings [R, Q, D]. tokens: int64 [R, Q] or bool [R, Q, d]; ranks: [R, Q]."""
 
     @abstractmethod
     def forward(
@@ -85,5 +94,27 @@ class TokenModel(ModelMixin, ConfigMixin):
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:
-            [R, Q, V] fp32 logits for a categorical head.
+            fp32 logits [R, Q, V] for a categorical head, log-odds [R, Q, d] for bits.
         """
+
+    def bit_law(
+        self,
+        conditional: Tensor,
+        unconditional: Tensor | None,
+        scale: Tensor,
+        temperature: Tensor,
+        warps: Warps,
+    ) -> BitLaw | SubcodeLaw:
+        """The guided, warped laws of tokens of bits; see `BitLaw.warped`.
+
+        Args:
+            conditional: [B, Q, *], from `predict`.
+            unconditional: likewise, or None without guidance.
+            scale: [B, Q], guidance.
+            temperature: [B], above 0.
+            warps: what any picture needs.
+
+        Raises:
+            ValueError: some picture asks for top-k or top-p.
+        """
+        return BitLaw.warped(conditional, unconditional, scale, temperature, warps)
