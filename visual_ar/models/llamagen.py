@@ -117,26 +117,43 @@ class LlamaGen(TokenModel):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self._build()
+
+    def _build(self) -> None:
+        """Makes the parts that the configuration says, for this class and those of other tokens."""
+        config = self.config
+        dim, num_classes, caption_dim = config.dim, config.num_classes, config.caption_dim
         if (num_classes is None) == (caption_dim is None):
             raise ValueError(
                 "exactly one of num_classes and caption_dim must be given, "
                 f"got num_classes={num_classes}, caption_dim={caption_dim}"
             )
-        if dim % (4 * n_head):
-            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
+        if dim % (4 * config.n_head):
+            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * config.n_head}, got {dim}")
         self.cls_embedding: LabelEmbedder | CaptionEmbedder
         if num_classes is not None:
             self.cls_embedding = LabelEmbedder(num_classes, dim)
         elif caption_dim is not None:
-            self.cls_embedding = CaptionEmbedder(caption_dim, caption_length, dim)
-        self.tok_embeddings = nn.Embedding(vocab_size, dim)
-        hidden_dim = ffn_dim or default_ffn_dim(dim)
-        self.layers = nn.ModuleList(Block(dim, n_head, hidden_dim, dropout) for _ in range(n_layer))
+            self.cls_embedding = CaptionEmbedder(caption_dim, config.caption_length, dim)
+        self.tok_embeddings = self._token_embedding()
+        hidden_dim = config.ffn_dim or default_ffn_dim(dim)
+        self.layers = nn.ModuleList(
+            Block(dim, config.n_head, hidden_dim, config.dropout) for _ in range(config.n_layer)
+        )
         self.norm = RMSNorm(dim)
-        self.output = Linear(dim, vocab_size)
+        self.output = self._head()
         self._rotations: Tensor | None = None  # not a buffer: it stays complex64 in every dtype
         self.apply(_initialise)
+        self._zero_head()
+
+    def _zero_head(self) -> None:
         nn.init.zeros_(self.output.weight)
+
+    def _token_embedding(self) -> nn.Module:
+        return nn.Embedding(self.vocab_size, self.config.dim)
+
+    def _head(self) -> nn.Module:
+        return Linear(self.config.dim, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -214,7 +231,7 @@ class LlamaGen(TokenModel):
         return Condition(prefix, mask.repeat(2, 1) if guided else mask)
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Embeddings of tokens, whatever their rank. tokens: int64 [R, Q]; returns [R, Q, D]."""
+        """Embeddings [R, Q, D] of tokens, whatever their rank. tokens: int64 [R, Q] or as bits."""
         return self.tok_embeddings(tokens)
 
     def forward(
@@ -261,18 +278,25 @@ class LlamaGen(TokenModel):
         return self.output(hidden).float()
 
     def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
-        """Logits of every token of whole pictures given those before it, for training.
+        """Logits of every token of whole pictures: fp32 [B, N, V]. See `hidden_states`."""
+        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+        return self.predict(self.hidden_states(tokens, condition, same_columns), ranks)
+
+    def hidden_states(
+        self, tokens: Tensor, condition: Condition, same_columns: bool = False
+    ) -> Tensor:
+        """What predicts every token of whole pictures given those before it, for training.
 
         Args:
-            tokens: int64 [B, N] in decode order.
+            tokens: int64 [B, N] in decode order, or bool [B, N, d].
             condition: of B rows.
             same_columns: the columns of the prefix are copies of one another and none is padding.
                 Then one of them, weighed by their number, does for all, and costs less.
 
         Returns:
-            fp32 [B, N, V].
+            [B, N, D].
         """
-        batch, length = tokens.shape
+        batch, length = tokens.shape[:2]
         prefix = self.prefix_length
         ranks = torch.arange(-prefix, length - 1, device=tokens.device).expand(batch, -1)
         x = torch.cat([condition.prefix, self.embed(tokens, ranks)[:, :-1]], dim=1)
@@ -280,10 +304,9 @@ class LlamaGen(TokenModel):
             x, ranks = x[:, prefix - 1 :], ranks[:, prefix - 1 :]
             mask = x.new_full((length, length), -torch.inf).triu(1)
             mask[:, 0] = math.log(prefix)
-            return self.predict(self._run(x, ranks + prefix, mask), ranks + 1)
+            return self._run(x, ranks + prefix, mask)
         visible = None if prefix == 1 else _visible(condition.mask, length - 1)
-        hidden = self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
-        return self.predict(hidden, ranks[:, prefix - 1 :] + 1)
+        return self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
 
     def _rotation_table(self, device: torch.device) -> Tensor:
         """complex64 [P + N, d_h / 2]. Published quirk: the rotations of the prefix are zero.
