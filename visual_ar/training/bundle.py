@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
 
 
 def save_pipeline(
     model: LlamaGen,
-    tokenizer: VQTokenizer,
+    tokenizer: VisualTokenizer,
     text_encoder: TextEncoder | None,
     class_names: list[str] | None,
     sampling: SamplingDefaults,
@@ -30,7 +32,7 @@ def save_pipeline(
 
     Args:
         model: the generator; neither it nor the other parts are changed.
-        tokenizer: whose codes it draws.
+        tokenizer: whose tokens it draws.
         text_encoder: of a text-conditional model.
         class_names: one a class, of a class-conditional model.
         sampling: defaults of the pipeline.
@@ -44,7 +46,7 @@ def save_pipeline(
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],
-        scheduler=SpeculativeJacobiDecoding(),
+        scheduler=_method_for(model),
         text_encoder=parts[2],
         class_names=class_names,
         height=side,
@@ -64,3 +66,10 @@ def save_pipeline(
             shutil.rmtree(target)
         os.replace(path, target)
     beside.rmdir()
+
+
+def _method_for(model: LlamaGen) -> Decoding:
+    """The fastest lossless method; laws of sub-codes have no residual to draw from."""
+    if "subcodes" in model.capabilities:
+        return ExactMatchJacobiDecoding()
+    return SpeculativeJacobiDecoding()

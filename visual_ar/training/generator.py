@@ -1,14 +1,17 @@
-"""The training loop of a next-token generator over cached codes; knows nothing about pixels.
+"""The training loop of a next-token generator over cached tokens; knows nothing about pixels.
 
 Sun et al. (2024), "Autoregressive model beats diffusion: LlamaGen", section 3.2: cross-entropy over
-the codes, with the condition left out at times so that guidance works (Ho and Salimans 2022).
+the codes, or over the bits of tokens that are bit vectors, with the condition left out at times so
+that guidance works (Ho and Salimans 2022).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +19,16 @@ from torch import Tensor, nn
 
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset
+from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llamagen import CaptionEmbedder, LlamaGen
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.bit_codes import BitCodes, DrawnBits, cached_bits, flip
 from visual_ar.training.bundle import save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.codes import Drawn, cached_codes
+from visual_ar.training.codes import Codes, Drawn, cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.pictures import save_sheet
 from visual_ar.training.recipe import GeneratorRecipe
@@ -43,6 +49,14 @@ ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `ca
 HELD_OUT_PICTURES = 200
 MEASURE_BATCH = 20
 SHEET_COLUMNS = 8
+MODELS: dict[str, type[LlamaGen]] = {  # head of a recipe -> class
+    "categorical": LlamaGen,
+    "bits": BitLlamaGen,
+    "subcodes": SubcodeLlamaGen,
+}
+
+
+AnyDrawn = TypeVar("AnyDrawn", Drawn, DrawnBits)
 
 
 class Trained(nn.Module):
@@ -69,19 +83,11 @@ class GeneratorTraining:
         self, recipe: GeneratorRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
-        self.tokenizer = _load_tokenizer(output.parent / recipe.tokenizer / "model").to(device)
+        path = output.parent / recipe.tokenizer / "model"
+        self.tokenizer = _load_tokenizer(path, recipe.head).to(device)
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
-        self.codes = cached_codes(
-            self.tokenizer,
-            pictures,
-            recipe.crops,
-            recipe.shift,
-            recipe.soft,
-            recipe.seed,
-            output,
-            device,
-        )
+        self.codes = self._tokens_of(pictures)
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
         groups = data.groups
         self.weights = balance([groups[i] for i in self.train_indices], recipe.balance)
@@ -98,18 +104,13 @@ class GeneratorTraining:
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
             encoder = TextEncoder(words=words, **recipe.text).to(device)
-            captions = CaptionModel(encoder, self.tokenizer, self.codes.nearest, self.train_indices)
+            latents = _latents_of(self.codes, self.tokenizer, device)
+            captions = CaptionModel(encoder, latents, self.train_indices)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
             }
-        model = LlamaGen(
-            **recipe.model,
-            **condition,
-            vocab_size=self.tokenizer.codebook_size,
-            grid_size=self.grid[0],
-        )
-        place_codes(model, self.tokenizer.quantize.codebook().detach())
+        model = self._build(condition)
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
@@ -132,6 +133,26 @@ class GeneratorTraining:
         self.clock = Clock(recipe)
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
+
+    def _tokens_of(self, pictures: Tensor) -> Codes | BitCodes:
+        """The tokens of all pictures uint8 [M, H, W, 3]."""
+        recipe, tokenizer, output = self.recipe, self.tokenizer, self.output
+        cut = (pictures, recipe.crops, recipe.shift)
+        if isinstance(tokenizer, BinaryTokenizer):
+            return cached_bits(tokenizer, *cut, recipe.seed, output, self.device)
+        return cached_codes(tokenizer, *cut, recipe.soft, recipe.seed, output, self.device)
+
+    def _build(self, condition: dict[str, int]) -> LlamaGen:
+        """The generator. condition: arguments that say what it is conditioned on."""
+        recipe, side = self.recipe, self.grid[0]
+        make: Any = MODELS[recipe.head]
+        if isinstance(self.tokenizer, BinaryTokenizer):
+            bits = self.tokenizer.bits
+            return make(**recipe.model, **condition, bits=bits, grid_size=side)
+        size = self.tokenizer.codebook_size
+        model: LlamaGen = make(**recipe.model, **condition, vocab_size=size, grid_size=side)
+        place_codes(model, self.tokenizer.quantize.codebook().detach())
+        return model
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of the recipe and returns the measured quality."""
@@ -157,8 +178,10 @@ class GeneratorTraining:
         chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
         indices = self.train_indices[chosen]
         crops = torch.randint(recipe.crops, (recipe.batch,), generator=draw)
-        drawn = self.codes.draw(crops, indices, draw)
-        drawn = mislead(drawn, recipe.wrong, draw).to(self.device)
+        drawn = mislead(self.codes.draw(crops, indices, draw), recipe.wrong, draw)
+        if isinstance(drawn, DrawnBits):
+            drawn = flip(drawn, recipe.flip, draw)
+        drawn = drawn.to(self.device)
         drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
         progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
@@ -266,7 +289,7 @@ def balance(groups: list[str], power: float) -> Tensor:
     return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
 
 
-def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
+def mislead(drawn: AnyDrawn, largest: float, draw: torch.Generator) -> AnyDrawn:
     """Puts the codes of the batch's next picture into the inputs of every second picture or so.
 
     Of the others a share evenly distributed in [0, largest] is replaced, the labels stay: what
@@ -275,7 +298,8 @@ def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
     """
     batch = len(drawn.inputs)
     share = largest * (2 * torch.rand(batch, 1, generator=draw) - 1)
-    wrong = torch.rand(drawn.inputs.shape, generator=draw) < share
+    wrong = torch.rand(drawn.inputs.shape[:2], generator=draw) < share
+    wrong = wrong.view(*wrong.shape, *[1] * (drawn.inputs.dim() - 2))
     return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
 
 
@@ -290,18 +314,43 @@ def _matrices(model: LlamaGen) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
 
-def _loss(model: LlamaGen, drawn: Drawn, given: Given, drop: Tensor | None = None) -> Tensor:
+def _latents_of(
+    codes: Codes | BitCodes, tokenizer: VQTokenizer | BinaryTokenizer, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """What captions foretell, as a function of pictures: int64 [B] to fp32 [B, L] on `device`."""
+    if isinstance(codes, BitCodes):
+        return lambda pictures: codes.latents(pictures).to(device)
+    assert isinstance(tokenizer, VQTokenizer)
+    vectors, nearest = tokenizer.quantize.codebook().detach().float(), codes.nearest
+    return lambda pictures: vectors[nearest[pictures].to(device, torch.int64)].flatten(1)
+
+
+def _loss(
+    model: LlamaGen, drawn: Drawn | DrawnBits, given: Given, drop: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
     # All columns of a caption hold its summary; those of no caption were made equal at the start.
-    logits = model.logits(drawn.inputs, condition, same_columns=model.prefix_length > 1)
+    same_columns = model.prefix_length > 1
+    if isinstance(drawn, DrawnBits):
+        assert isinstance(model, BitLlamaGen)
+        hidden = model.hidden_states(drawn.inputs, condition, same_columns)
+        return model.token_loss(hidden, drawn.labels).mean()
+    logits = model.logits(drawn.inputs, condition, same_columns)
     log_p = logits.log_softmax(-1).gather(-1, drawn.labels)
     return -(drawn.chances * log_p).sum(-1).mean()
 
 
-def _load_tokenizer(path: Path) -> VQTokenizer:
+def _load_tokenizer(path: Path, head: str) -> VQTokenizer | BinaryTokenizer:
     if not path.is_dir():
         raise FileNotFoundError(
             f"the tokenizer must be trained first: recipe {path.parent.name} into {path.parent}"
         )
-    return VQTokenizer.from_pretrained(path).eval().requires_grad_(False)
+    wanted: Any = VQTokenizer if head == "categorical" else BinaryTokenizer
+    found = json.loads((path / "config.json").read_text())["_class_name"]
+    if found != wanted.__name__:
+        raise ValueError(
+            f"tokenizer must be a {wanted.__name__} for head {head!r}, "
+            f"got a {found} in {path.parent.name}"
+        )
+    return wanted.from_pretrained(path).eval().requires_grad_(False)

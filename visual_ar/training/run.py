@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from visual_ar.data.dataset import Dataset, load
-from visual_ar.models.llamagen import LlamaGen
 from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
-from visual_ar.training.generator import GeneratorTraining
+from visual_ar.training.binary_tokenizer import BinaryTokenizerTraining
+from visual_ar.training.generator import MODELS, GeneratorTraining
 from visual_ar.training.recipe import (
     GeneratorRecipe,
     Recipe,
@@ -66,7 +67,12 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
 
 def _check_models(recipe: Recipe) -> None:
     """Raises ValueError when a table of constructor arguments has a key that no one knows."""
-    model = VQTokenizer if isinstance(recipe, TokenizerRecipe) else LlamaGen
+    model: Any
+    if isinstance(recipe, GeneratorRecipe):
+        model = MODELS[recipe.head]
+    else:
+        assert isinstance(recipe, TokenizerRecipe)
+        model = VQTokenizer if recipe.binary is None else BinaryTokenizer
     check_options(recipe.model, model, f"{recipe.name}: model")
     if isinstance(recipe, GeneratorRecipe) and recipe.text is not None:
         check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
@@ -76,7 +82,8 @@ def _training(
     recipe: Recipe, data: Dataset, output: Path, device: torch.device
 ) -> TokenizerTraining | GeneratorTraining:
     if isinstance(recipe, TokenizerRecipe):
-        return TokenizerTraining(recipe, data, output, device)
+        kind = TokenizerTraining if recipe.binary is None else BinaryTokenizerTraining
+        return kind(recipe, data, output, device)
     assert isinstance(recipe, GeneratorRecipe)
     return GeneratorTraining(recipe, data, output, device)
 
