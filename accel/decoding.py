@@ -184,9 +184,9 @@ class DecodeState:
 
     def _bit_law(self, hidden: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
         predicted = self.model.predict(hidden, self.twice(ranks))
-        parts = predicted.chunk(2) if self.guided else (predicted, None)
+        conditional, unconditional = predicted.chunk(2) if self.guided else (predicted, None)
         scale = self.guidance.gather(1, ranks)
-        law = self.model.bit_law(*parts, scale, self.temperature, self.warps)
+        law = self.model.bit_law(conditional, unconditional, scale, self.temperature, self.warps)
         if self.forced is None:
             return law
         return law.with_forced(self.forced.gather(1, self._index(ranks)))
@@ -390,10 +390,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
             state.forced[slots, :length] = forced[slots] if forced.dim() > 1 else forced
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
-            noise, size = gumbel_noise, state.model.vocab_size
-            if state.bits:
-                noise, size = logistic_noise, state.bits
-            state.noise[slots, :length] = noise(on_device.seed, ranks, size)
+            state.noise[slots, :length] = (
+                logistic_noise(on_device.seed, ranks, state.bits)
+                if state.bits
+                else gumbel_noise(on_device.seed, ranks, state.model.vocab_size)
+            )
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Fills the method's own buffers for newly admitted slots. slots: int64 [b]."""

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.bits import BitLaw
 from visual_ar.engine import Engine
+from visual_ar.evaluation.probes import law_entropy
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
@@ -20,7 +23,7 @@ from visual_ar.testing import chi_square, decode_all
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 
-SIZES = {"dim": 16, "n_layer": 2, "n_head": 2, "ffn_dim": 24, "num_classes": 2}
+SIZES = {"dim": 16, "n_layer": 2, "n_head": 2, "ffn_dim": 24, "num_classes": 3}
 
 
 def _model(kind: str, bits: int = 6, grid: int = 4) -> BitLlamaGen:
@@ -82,7 +85,7 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
     model, count = _model("subcodes", bits=2, grid=2), 6000
     every = torch.tensor(list(itertools.product((False, True), repeat=8))).view(256, 4, 2)
     conditions = [
-        model.condition(torch.full((256,), label), guided=False) for label in (0, 2)[: 1 + guided]
+        model.condition(torch.full((256,), label), guided=False) for label in (0, 3)[: 1 + guided]
     ]
     hidden = [model.hidden_states(every, condition) for condition in conditions]
     scale, temperature = (2.0, 0.7) if guided else (1.0, 1.0)
@@ -122,6 +125,25 @@ def test_bad_sizes_are_named(options: dict, message: str) -> None:
         SubcodeLlamaGen(grid_size=2, **SIZES, **options)
 
 
+@pytest.mark.parametrize("kind", ["bits", "subcodes"])
+@torch.no_grad()
+def test_the_entropy_of_the_bench_is_that_of_the_laws(kind: str) -> None:
+    model, tokens = _model(kind, bits=4, grid=2), _tokens(1, 4, 4)
+    condition = model.condition(torch.tensor([1]), guided=False)
+    workload = SimpleNamespace(
+        model=model,
+        layout=model.layout((2, 2)),
+        sampling=Sampling.create,
+        condition=lambda numbers: condition,
+    )
+    measured = law_entropy(workload, [1], [0], tokens)
+    hidden = model.hidden_states(tokens, condition)
+    expected = model.token_loss(hidden, tokens) / math.log(2)
+    if kind == "bits":
+        expected = BitLaw(model.output(hidden)).entropy()
+    assert torch.allclose(measured, expected, atol=1e-4)
+
+
 def _tokenizer(bits: int = 6) -> BinaryTokenizer:
     return BinaryTokenizer(
         channels=4, channel_multipliers=(1, 2), residual_blocks=1, bits=bits, norm_groups=2
@@ -130,12 +152,12 @@ def _tokenizer(bits: int = 6) -> BinaryTokenizer:
 
 @pytest.fixture
 def pipe() -> VisualARPipeline:
-    """4x4 tokens of 6 bits, pictures of 8x8 pixels, two classes, guidance 2."""
+    """4x4 tokens of 6 bits, pictures of 8x8 pixels, three classes, guidance 2."""
     pipe = VisualARPipeline(
         model=_model("bits"),
         image_tokenizer=_tokenizer(),
         scheduler=SpeculativeJacobiDecoding(window=4),
-        class_names=["cat", "dog"],
+        class_names=["cat", "dog", "frog"],
         height=8,
         width=8,
         guidance_scale=2.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -135,13 +136,13 @@ class LlamaGen(TokenModel):
             self.cls_embedding = LabelEmbedder(num_classes, dim)
         elif caption_dim is not None:
             self.cls_embedding = CaptionEmbedder(caption_dim, config.caption_length, dim)
-        self.tok_embeddings = self._token_embedding()
+        self.tok_embeddings: Any = self._token_embedding()
         hidden_dim = config.ffn_dim or default_ffn_dim(dim)
         self.layers = nn.ModuleList(
             Block(dim, config.n_head, hidden_dim, config.dropout) for _ in range(config.n_layer)
         )
         self.norm = RMSNorm(dim)
-        self.output = self._head()
+        self.output: Any = self._head()
         self._rotations: Tensor | None = None  # not a buffer: it stays complex64 in every dtype
         self.apply(_initialise)
         self._zero_head()

@@ -178,10 +178,7 @@ class GeneratorTraining:
         chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
         indices = self.train_indices[chosen]
         crops = torch.randint(recipe.crops, (recipe.batch,), generator=draw)
-        drawn = mislead(self.codes.draw(crops, indices, draw), recipe.wrong, draw)
-        if isinstance(drawn, DrawnBits):
-            drawn = flip(drawn, recipe.flip, draw)
-        drawn = drawn.to(self.device)
+        drawn = self._draw(crops, indices, draw).to(self.device)
         drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
         progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
@@ -202,6 +199,13 @@ class GeneratorTraining:
             "gradient": norm,
             "loss": float(loss.detach()),
         }
+
+    def _draw(self, crops: Tensor, indices: Tensor, draw: torch.Generator) -> Drawn | DrawnBits:
+        """Tokens of a step, with mistakes in what the model is fed. crops, indices: int64 [B]."""
+        drawn = self.codes.draw(crops, indices, draw)
+        if isinstance(drawn, DrawnBits):
+            return flip(mislead(drawn, self.recipe.wrong, draw), self.recipe.flip, draw)
+        return mislead(drawn, self.recipe.wrong, draw)
 
     @torch.no_grad()
     def measure(self) -> float:
