@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.bits import BitLaw
+from visual_ar.bits import BitLaw, SubcodeLaw
 
 
 class BitVerdict(NamedTuple):
@@ -61,3 +61,22 @@ def by_token(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
     """
     # The ratio out of logarithms: products over 256 bits underflow.
     return u < torch.exp(p.log_ratio(q, drafts))
+
+
+def by_part(
+    p: BitLaw | SubcodeLaw, q: BitLaw | SubcodeLaw, drafts: Tensor, u: Tensor
+) -> BitVerdict:
+    """`by_bit`, or the same along the sub-codes of a token where laws are of those.
+
+    Args:
+        p: [B, K] target laws.
+        q: [B, K] laws the drafts were drawn from, of the same kind.
+        drafts: bool [B, K, d].
+        u: [B, K, d] in (0, 1).
+    """
+    if isinstance(p, SubcodeLaw):
+        assert isinstance(q, SubcodeLaw)
+        tokens = p.couple(q, drafts, u)
+        return BitVerdict(tokens, (tokens == drafts).all(-1))
+    assert isinstance(q, BitLaw)
+    return by_bit(p, q, drafts, u)

@@ -1,6 +1,6 @@
 """The pass of speculative Jacobi decoding over tokens that are bit vectors.
 
-The chain is that of `jacobi` (Teng et al. 2024, Algorithm 1), with `BitLaw` for the laws over a
+The chain is that of `jacobi` (Teng et al. 2024, Algorithm 1), with laws over bits for those over a
 code book. A whole-token test needs a draw from norm((p - q)+), which has no bound on its proposals:
 a pass makes a fixed number of them, and where none is kept the picture waits, its refused draft and
 that draft's law with it, and asks again in the next pass; the tail behind goes on meanwhile. So the
@@ -10,6 +10,7 @@ law stays exact and the host reads nothing. Knows nothing about families or pixe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ from visual_ar.accel import acceptance, bit_acceptance
 from visual_ar.accel.bit_rules import BitRule, corrected
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, first_drafts
-from visual_ar.bits import BitLaw
-from visual_ar.sampling import bit_uniforms
+from visual_ar.sampling import bit_uniforms, take_rows
 
 _TEST, _FRESH, _INITIAL = range(3)
 
@@ -29,8 +29,8 @@ class BitBuffers:
     """What a pass hands to the next one.
 
     Attributes:
-        q: fp32 [B, W - 1, d], log-odds of the law of the draft at rank length + j.
-        history: fp32 [B, N + scratch, d], latest log-odds of every rank; None when nobody reads it.
+        q: fp32 [B, W - 1, F], features of the law of the draft at rank length + j.
+        history: fp32 [B, N + scratch, F], latest features of every rank; None when nobody reads it.
         refused: bool [B], whether the first draft was refused before and its replacement is sought.
         attempt: int64 [B], passes made for the picture, those without a token included.
         rule: the acceptance rule.
@@ -49,7 +49,9 @@ class BitBuffers:
 
 def buffers_for(state: DecodeState, rule: BitRule, coupling: str, init: str) -> BitBuffers:
     """Empty buffers for a fresh state."""
-    history = torch.zeros(state.tokens.shape, device=state.tokens.device)
+    slots, ranks, _ = state.tokens.shape
+    width = state.model.law_width(state.guided)
+    history = torch.zeros(slots, ranks, width, device=state.tokens.device)
     return BitBuffers(
         q=history[:, : state.window - 1].clone(),
         history=history if init in LAWS else None,
@@ -81,7 +83,8 @@ def step(state: DecodeState) -> Step:
     ranks = state.length[:, None] + torch.arange(state.window, device=state.length.device)
     u = _numbers(state, buffers, ranks)  # [B, W, 3, d]
     p = state.law(state.forward(state.take((ranks - 1).clamp(min=0)), ranks - 1), ranks)
-    drafts, q = state.take(ranks[:, :-1]), BitLaw(buffers.q)
+    drafts = state.take(ranks[:, :-1])
+    q = state.model.law_from(buffers.q, state.temperature)
     tokens, run, found = _judge(state, p, q, drafts, ranks, u)
     newest = ranks[:, -1]
     spent = None if buffers.rule.lossless else _spent(state, p, q, drafts, run)
@@ -93,7 +96,7 @@ def step(state: DecodeState) -> Step:
 
 
 def _judge(
-    state: DecodeState, p: BitLaw, q: BitLaw, drafts: Tensor, ranks: Tensor, u: Tensor
+    state: DecodeState, p: Any, q: Any, drafts: Tensor, ranks: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tests the drafts and redraws what is behind the first that fails.
 
@@ -125,9 +128,7 @@ def _judge(
     return torch.cat([kept, fresh[:, -1:]], dim=1), run, found
 
 
-def _fresh(
-    state: DecodeState, p: BitLaw, q: BitLaw, drafts: Tensor, ranks: Tensor, u: Tensor
-) -> Tensor:
+def _fresh(state: DecodeState, p: Any, q: Any, drafts: Tensor, ranks: Tensor, u: Tensor) -> Tensor:
     """A draw from every law, coupled to the drafts as asked: bool [B, W, d]."""
     coupling, count = state.method.coupling, drafts.shape[1]
     if coupling == "gumbel":
@@ -136,11 +137,11 @@ def _fresh(
         return p.sample(u[:, :, _FRESH])
     # Bit by bit, so that nothing is left to be sought. These are the numbers of the tests, of which
     # those behind the first refusal decided nothing.
-    again = bit_acceptance.by_bit(p.first(count), q, drafts, u[:, :-1, _TEST]).tokens
+    again = bit_acceptance.by_part(p.first(count), q, drafts, u[:, :-1, _TEST]).tokens
     return torch.cat([again, p.last().sample(u[:, -1:, _FRESH])], dim=1)
 
 
-def _shift(state: DecodeState, p: BitLaw, moved: Tensor, newest: Tensor, u: Tensor) -> None:
+def _shift(state: DecodeState, p: Any, moved: Tensor, newest: Tensor, u: Tensor) -> None:
     """Moves the window behind the committed tokens and drafts the ranks that enter it.
 
     Args:
@@ -153,22 +154,22 @@ def _shift(state: DecodeState, p: BitLaw, moved: Tensor, newest: Tensor, u: Tens
     device = moved.device
     if buffers.history is not None:
         ranks = newest[:, None] - torch.arange(window - 1, -1, -1, device=device)
-        buffers.history[torch.arange(state.slots, device=device)[:, None], ranks] = p.log_odds
+        buffers.history[torch.arange(state.slots, device=device)[:, None], ranks] = p.features
     offsets = torch.arange(window - 1, device=device)
     ranks, row = state.length[:, None] + offsets, moved[:, None] + offsets
     initial, initial_q = first_drafts(buffers.init, state, buffers.history, ranks, newest, u)
     enters = (row >= window)[..., None]
     state.put(ranks, torch.where(enters, initial, state.take(ranks)))
     kept = row.clamp(max=window - 1)
-    carried = torch.where(enters, initial_q, p.rows(kept).log_odds)
+    carried = torch.where(enters, initial_q, p.rows(kept).features)
     if window > 1:  # a refused draft whose replacement is sought keeps its law
-        old = BitLaw(buffers.q).rows(row.clamp(max=window - 2)).log_odds
+        old = take_rows(buffers.q, row.clamp(max=window - 2))
         waits = buffers.refused[:, None, None] & (offsets == 0)[:, None]
         carried = torch.where(waits, old, carried)
     buffers.q = carried
 
 
-def _spent(state: DecodeState, p: BitLaw, q: BitLaw, drafts: Tensor, run: Tensor) -> Tensor:
+def _spent(state: DecodeState, p: Any, q: Any, drafts: Tensor, run: Tensor) -> Tensor:
     """Total variation spent on the drafts this pass tested first, fp32 [B]: an estimated bound."""
     count = drafts.shape[1]
     if count == 0:

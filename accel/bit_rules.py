@@ -106,7 +106,10 @@ class WholeToken(BitRule):
 
 @dataclass(frozen=True)
 class Bitwise(BitRule):
-    """Speculative sampling of every bit: a refused bit is flipped, nothing is drawn. Lossless."""
+    """Speculative sampling of every bit: a refused bit is flipped, nothing is drawn. Lossless.
+
+    Of laws over sub-codes, the same of every sub-code; the only rule that they have.
+    """
 
     name: ClassVar[str] = "bitwise"
     lossless: ClassVar[bool] = True
@@ -115,7 +118,7 @@ class Bitwise(BitRule):
         return (p.bit_prob(drafts) / q.bit_prob(drafts)).clamp(max=1).prod(-1)
 
     def passes(self, p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
-        return bit_acceptance.by_bit(p, q, drafts, u).accepted
+        return bit_acceptance.by_part(p, q, drafts, u).accepted
 
     def correction(
         self,
@@ -125,7 +128,7 @@ class Bitwise(BitRule):
         u: Tensor,
         numbers: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        verdict = bit_acceptance.by_bit(p, q, drafts, u)
+        verdict = bit_acceptance.by_part(p, q, drafts, u)
         return verdict.tokens, torch.ones_like(verdict.accepted)
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel.decoding import DecodeState
-from visual_ar.bits import BitLaw, certain
 from visual_ar.layout import Layout
 from visual_ar.sampling import CategoricalLaw, point_mass, take_rows
 
@@ -70,7 +69,7 @@ def first_drafts(
     Args:
         init: one of INITIALISERS.
         state: tokens up to `newest` are current.
-        history: fp32 [B, N + scratch, V] probabilities or [B, N + scratch, d] log-odds, latest law
+        history: fp32 [B, N + scratch, V] probabilities or [B, N + scratch, F] features, latest law
             of every rank up to `newest`; for LAWS only.
         ranks: int64 [B, K].
         newest: int64 [B], last rank that has a token, -1 when none has.
@@ -78,7 +77,7 @@ def first_drafts(
 
     Returns:
         tokens int64 [B, K], and their laws fp32 [B, K, V] or [1, 1, 1] when all are uniform; for
-        bits bool [B, K, d] and log-odds fp32 [B, K, d].
+        bits bool [B, K, d] and features fp32 [B, K, F].
     """
     if state.bits:
         return _first_bits(init, state, history, ranks, newest, u)
@@ -118,20 +117,21 @@ def _first_bits(
     u: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """`first_drafts` of bit vectors."""
-    tokens = u < 0.5
-    q = certain(tokens) if init == "random" else torch.zeros_like(u)
+    model, width = state.model, state.model.law_width(state.guided)
+    tokens, sure = u < 0.5, torch.ones_like(ranks, dtype=torch.bool)
+    q = model.draft_features(tokens, sure & (init == "random"), width)
     if init in COPIES | LAWS:
         source = source_ranks(init, state.layout, ranks, newest)
         there, source = (source >= 0)[..., None], source.clamp(min=0)
         copied = state.take(source)
-        law = certain(copied)
+        law = model.draft_features(copied, sure, width)
         if init in LAWS:
             assert history is not None
             law = take_rows(history, source)
-            copied = BitLaw(law).sample(u)
+            copied = model.law_from(law, state.temperature).sample(u)
         tokens, q = torch.where(there, copied, tokens), torch.where(there, law, q)
     if state.forced is not None:
         forced = state.forced.gather(1, ranks[..., None].expand_as(tokens))
         tokens = torch.where(forced >= 0, forced > 0, tokens)
-        q = torch.where(forced >= 0, certain(tokens), q)
+        q = torch.where(forced[..., :1] >= 0, model.draft_features(tokens, sure, width), q)
     return tokens, q

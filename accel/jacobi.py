@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance, bit_jacobi
+from visual_ar.accel.bit_rules import Bitwise
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
 from visual_ar.accel.rules import BitRule, Exact, Rule, parse_rule
@@ -74,7 +75,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
-    also_serves = frozenset({"bits"})
+    also_serves = frozenset({"bits", "subcodes"})
 
     @register_to_config
     def __init__(
@@ -111,7 +112,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         if not model.bits:
             self._rule.check(tokenizer)
             return
-        self._rule.on_bits()
+        self._bit_rule(model)
         if self.config.measure_tv:
             raise ValueError(
                 "measure_tv must be False for a model of bits, whose 2^d tokens no sum "
@@ -130,7 +131,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         """See `Decoding.init`."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
         if state.bits:
-            rule, coupling = self._rule.on_bits(), self.config.coupling
+            rule, coupling = self._bit_rule(model), self.config.coupling
             state.method = bit_jacobi.buffers_for(state, rule, coupling, self.config.init)
             return state
         assert not isinstance(self._rule, BitRule)  # refused by `check`
@@ -144,6 +145,18 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
             rule=self._rule.bind(tokenizer),
         )
         return state
+
+    def _bit_rule(self, model: TokenModel) -> BitRule:
+        """The rule's form for the model's bits. Raises ValueError when it has none."""
+        rule = self._rule.on_bits()
+        if "bits" in model.capabilities:
+            return rule
+        if not rule.lossless:
+            raise ValueError(
+                f"rule must be exact for a model of sub-codes, whose tokens have no neighbours to "
+                f"count, got {self.config.rule}"
+            )
+        return Bitwise()
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.models.bitwise import BitLlamaGen
@@ -185,9 +184,8 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     pipe = VisualARPipeline.from_pretrained(whole / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.model, BitLlamaGen) and pipe.model.bits == 6
-    methods = {"bits": SpeculativeJacobiDecoding, "subcodes": ExactMatchJacobiDecoding}
-    assert isinstance(pipe.scheduler, methods[head])
-    pipe.scheduler = methods[head](window=4)
+    assert isinstance(pipe.scheduler, SpeculativeJacobiDecoding)
+    pipe.scheduler = SpeculativeJacobiDecoding(window=4)
     output = pipe("thing 1", seeds=1)
     assert output.tokens.shape == (1, 16, 6) and output.tokens.dtype == torch.bool
     assert output.images[0].size == (16, 16)

@@ -18,12 +18,15 @@ from visual_ar.evaluation.probes import law_entropy
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.sampling import Sampling, Warps
+from visual_ar.sampling import CategoricalLaw, Sampling, Warps
 from visual_ar.testing import chi_square, decode_all
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 
 SIZES = {"dim": 16, "n_layer": 2, "n_head": 2, "ffn_dim": 24, "num_classes": 3}
+
+
+JACOBI = (("maximal", "uniform"), ("independent", "above-law"), ("gumbel", "left"))
 
 
 def _model(kind: str, bits: int = 6, grid: int = 4) -> BitLlamaGen:
@@ -108,8 +111,40 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
         ExactMatchJacobiDecoding(window=3, init="uniform"), model, layout, condition, sampling
     )
     assert torch.equal(again, tokens)
-    with pytest.raises(ValueError, match="SpeculativeJacobiDecoding needs a model with"):
-        SpeculativeJacobiDecoding().check(model, layout)
+    for coupling, init in JACOBI:
+        method = SpeculativeJacobiDecoding(3, coupling, init)
+        drafted, _ = decode_all(method, model, layout, condition, sampling)
+        assert chi_square((drafted.flatten(1).long() << places).sum(1), exact) > 1e-4
+
+
+@torch.inference_mode()
+def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
+    """Kept tokens stay, the rest has its law; a residual drawn from p is detected."""
+    model, count = _model("subcodes", bits=2, grid=2), 6000
+    forced = torch.full((count, 4, 2), -1)
+    forced[:, 1] = torch.tensor([1, 0])
+    layout = model.layout((2, 2)).with_forced(forced)
+    condition = model.condition(torch.zeros(count, dtype=torch.int64), guided=False)
+    sampling = Sampling.create(list(range(count)))
+    every = torch.tensor(list(itertools.product((False, True), repeat=8))).view(256, 4, 2)
+    fits = (every[:, 1] == torch.tensor([True, False])).all(-1)
+    hidden = model.hidden_states(every, model.condition(torch.zeros(256).long(), guided=False))
+    loss = model.token_loss(hidden, every)
+    loss[:, 1] = 0
+    exact, places = torch.where(fits, (-loss.sum(1)).exp(), 0.0), torch.arange(7, -1, -1)
+
+    def fit(coupling: str, init: str) -> float:
+        method = SpeculativeJacobiDecoding(3, coupling, init)
+        tokens, _ = decode_all(method, model, layout, condition, sampling)
+        assert torch.equal(tokens[:, 1], forced[:, 1] > 0)
+        return chi_square((tokens.flatten(1).long() << places).sum(1), exact)
+
+    assert fit("maximal", "left-law") > 1e-4
+    monkeypatch.setattr(CategoricalLaw, "residual", lambda self, q, u: self.sample(u))
+    assert fit("independent", "left-law") < 1e-9
+    for rule in ("omega", "hamming-grouped"):
+        with pytest.raises(ValueError, match="rule must be exact for a model of sub-codes"):
+            SpeculativeJacobiDecoding(rule=rule).check(model, layout)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,11 @@ class BitLaw:
         """Bits of a token, d."""
         return self.log_odds.shape[-1]
 
+    @property
+    def features(self) -> Tensor:
+        """What the laws are made of, [B, Q, F]; `TokenModel.law_from` makes laws of it again."""
+        return self.log_odds
+
     def sample(self, u: Tensor) -> Tensor:
         """One draw a law, a uniform number a bit. u: [B, Q, d] in (0, 1); bool [B, Q, d]."""
         return u < torch.sigmoid(self.log_odds)
@@ -181,56 +186,134 @@ def certain(tokens: Tensor) -> Tensor:
 class SubcodeLaw:
     """Laws over bit vectors that are cut into m sub-codes, each drawn given those before it.
 
-    Such a law is sampled and scored, which next-token methods need; nothing else is known of it.
+    The features of a law are what the head reads of the conditional row and, when guided, of the
+    unconditional one, D numbers each; then the guidance, 1 for a uniform law or 0, and the d bits
+    that are certain, 0 or 1, or -1 where the head chooses.
 
     Args:
-        logits: of the sub-code behind k given ones, int64 [B, Q, k] -> [B, Q, 2^(d / m)], guided
-            and warped.
+        head: (hidden [..., D], int64 [..., k]) to the logits of the sub-code behind k given ones.
+        features: [B, Q, F].
+        temperature: [B], above 0.
         bits: d.
         subcodes: m; the first bit of each counts least.
-        forced: int64 [B, Q, d] of 0 and 1, or -1 where the model chooses; None when nothing is.
+        dim: D.
     """
 
     def __init__(
         self,
-        logits: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor, Tensor], Tensor],
+        features: Tensor,
+        temperature: Tensor,
         bits: int,
         subcodes: int,
-        forced: Tensor | None = None,
+        dim: int,
     ) -> None:
-        self._logits, self._subcodes, self._forced = logits, subcodes, forced
-        self._width = bits // subcodes
+        self.features, self.bits = features, bits
+        self._head, self._temperature, self._dim = head, temperature, dim
+        self._subcodes, self._width = subcodes, bits // subcodes
+
+    def _like(self, features: Tensor) -> SubcodeLaw:
+        return SubcodeLaw(
+            self._head, features, self._temperature, self.bits, self._subcodes, self._dim
+        )
 
     def with_forced(self, forced: Tensor) -> SubcodeLaw:
         """The laws with some tokens certain. forced: int64 [B, Q, d] of 0 and 1, or -1."""
-        return SubcodeLaw(self._logits, self._width * self._subcodes, self._subcodes, forced)
+        head = self.features[..., : -self.bits]
+        return self._like(torch.cat([head, forced.to(head.dtype)], dim=-1))
 
-    def sample_gumbel(self, noise: Tensor) -> Tensor:
-        """One draw a law, each sub-code by the inverse CDF of the first noise of its bits.
+    def rows(self, index: Tensor) -> SubcodeLaw:
+        """The laws at some positions of every picture. index: int64 [B, K]; returns [B, K] laws."""
+        return self._like(take_rows(self.features.contiguous(), index))
+
+    def first(self, count: int) -> SubcodeLaw:
+        """The laws of the first `count` positions."""
+        return self._like(self.features[:, :count])
+
+    def last(self) -> SubcodeLaw:
+        """The laws of the last position."""
+        return self._like(self.features[:, -1:])
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """The sub-codes of tokens. bool [B, Q, d]; returns int64 [B, Q, m]."""
+        places = torch.arange(self._width, device=tokens.device)
+        return (tokens.unflatten(-1, (self._subcodes, -1)).long() << places).sum(-1)
+
+    def join(self, codes: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        places = torch.arange(self._width, device=codes.device)
+        return ((codes[..., None] >> places) & 1).bool().flatten(-2)
+
+    def probabilities(self, earlier: Tensor) -> Tensor:
+        """Of the sub-code behind given ones. int64 [B, Q, k]; returns fp32 [B, Q, 2^(d / m)]."""
+        dim, number = self._dim, earlier.shape[-1]
+        sizes = [self.features.shape[-1] - 2 - self.bits, 1, 1, self.bits]
+        rows, scale, flat, forced = self.features.split(sizes, dim=-1)
+        logits = self._head(rows[..., :dim], earlier)
+        if rows.shape[-1] > dim:
+            logits = guide(logits, self._head(rows[..., dim:], earlier), scale[..., 0])
+        logits = logits / self._temperature[:, None, None] * (1 - flat)
+        certain_bits = forced.unflatten(-1, (self._subcodes, -1))[..., number, :]
+        places = torch.arange(self._width, device=forced.device)
+        code = ((certain_bits > 0).long() << places).sum(-1, keepdim=True)
+        values = torch.arange(logits.shape[-1], device=forced.device)
+        fixed = (values == code).to(logits.dtype)
+        return torch.where(certain_bits[..., :1] >= 0, fixed, logits.softmax(-1))
+
+    def sample(self, u: Tensor) -> Tensor:
+        """One draw a law, each sub-code by the inverse CDF of the first number of its bits.
 
         Args:
-            noise: [B, Q, d], logistic.
+            u: [B, Q, d] in (0, 1).
 
         Returns:
             bool [B, Q, d].
         """
-        u = torch.sigmoid(noise)[..., :: self._width]
-        codes = noise.new_empty((*noise.shape[:-1], 0), dtype=torch.int64)
+        codes = torch.empty((*u.shape[:-1], 0), dtype=torch.int64, device=u.device)
         for number in range(self._subcodes):
-            law = CategoricalLaw(logits=self._logits(codes))
-            codes = torch.cat([codes, law.sample(u[..., number])[..., None]], dim=-1)
-        places = torch.arange(self._width, device=noise.device)
-        tokens = ((codes[..., None] >> places) & 1).bool().flatten(-2)
-        if self._forced is None:
-            return tokens
-        return torch.where(self._forced >= 0, self._forced > 0, tokens)
+            law = CategoricalLaw(probabilities=self.probabilities(codes))
+            drawn = law.sample(u[..., number * self._width])
+            codes = torch.cat([codes, drawn[..., None]], dim=-1)
+        return self.join(codes)
+
+    def sample_gumbel(self, noise: Tensor) -> Tensor:
+        """`sample` with logistic noise, which is fixed, for uniform numbers. noise: [B, Q, d]."""
+        return self.sample(torch.sigmoid(noise))
+
+    def couple(self, q: SubcodeLaw, drafts: Tensor, u: Tensor) -> Tensor:
+        """Draws from this law p that keep the drafts' sub-codes as far as speculation allows.
+
+        Speculative sampling (Leviathan et al. 2023, Algorithm 1) along the sub-codes: one is kept
+        with probability min(1, p / q), the first that is not is drawn from norm((p - q)+), and
+        those behind it from p.
+
+        Args:
+            q: [B, K] laws of the drafts.
+            drafts: bool [B, K, d].
+            u: [B, K, d] in (0, 1).
+
+        Returns:
+            bool [B, K, d], equal to the draft where it was kept whole.
+        """
+        given, width = self.split(drafts), self._width
+        codes, same = given[..., :0], torch.ones_like(given[..., 0], dtype=torch.bool)
+        for number in range(self._subcodes):
+            p_law = CategoricalLaw(probabilities=self.probabilities(codes))
+            q_law = CategoricalLaw(probabilities=q.probabilities(given[..., :number]))
+            draft, test = given[..., number], u[..., number * width]
+            # The residual of one bit is certain, so that a sub-code of one bit needs no more.
+            again = u[..., number * width + min(1, width - 1)]
+            kept = same & (test * q_law.prob(draft) < p_law.prob(draft))
+            instead = torch.where(same, p_law.residual(q_law, again), p_law.sample(again))
+            codes = torch.cat([codes, torch.where(kept, draft, instead)[..., None]], dim=-1)
+            same = kept
+        return self.join(codes)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """Log-probabilities of tokens where nothing is forced. bool [B, Q, d]; returns [B, Q]."""
-        places = torch.arange(self._width, device=tokens.device)
-        codes = (tokens.unflatten(-1, (self._subcodes, -1)).long() << places).sum(-1)
+        """Log-probabilities of tokens. tokens: bool [B, Q, d]; returns [B, Q]."""
+        codes = self.split(tokens)
         total = torch.zeros(tokens.shape[:-1], device=tokens.device)
         for number in range(self._subcodes):
-            log_p = self._logits(codes[..., :number]).log_softmax(-1)
-            total = total + log_p.gather(-1, codes[..., number, None])[..., 0]
+            chosen = codes[..., number, None]
+            total = total + self.probabilities(codes[..., :number]).gather(-1, chosen)[..., 0].log()
         return total

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
-from visual_ar.bits import BitLaw, SubcodeLaw
+from visual_ar.bits import BitLaw, SubcodeLaw, certain
 from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
 from visual_ar.sampling import Warps
@@ -118,3 +119,24 @@ class TokenModel(ModelMixin, ConfigMixin):
             ValueError: some picture asks for top-k or top-p.
         """
         return BitLaw.warped(conditional, unconditional, scale, temperature, warps)
+
+    def law_width(self, guided: bool) -> int:
+        """Features F of a law over bits, see `BitLaw.features`."""
+        return self.bits
+
+    def law_from(self, features: Tensor, temperature: Tensor) -> BitLaw | SubcodeLaw:
+        """The laws of features that were kept. features: [B, Q, F]; temperature: [B]."""
+        return BitLaw(features)
+
+    def draft_features(self, tokens: Tensor, sure: Tensor, width: int) -> Tensor:
+        """Features of laws that always give some tokens, and are uniform elsewhere.
+
+        Args:
+            tokens: bool [B, Q, d].
+            sure: bool [B, Q], where the token is certain.
+            width: F.
+
+        Returns:
+            fp32 [B, Q, F].
+        """
+        return torch.where(sure[..., None], certain(tokens), 0.0)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from visual_ar.bits import SubcodeLaw, check_bit_warps
 from visual_ar.layers import Linear, RMSNorm, SwiGLU
 from visual_ar.models.llamagen import LlamaGen
-from visual_ar.sampling import Warps, guide
+from visual_ar.sampling import Warps
 from visual_ar.tokenizers.bit_codes import bits_to_codes
 
 WIDEST_SUBCODE = 14  # bits; a sub-code has a softmax over all its values
@@ -207,14 +207,35 @@ class SubcodeLlamaGen(BitLlamaGen):
     ) -> SubcodeLaw:
         """See `TokenModel.bit_law`. Guidance and temperature are those of every softmax."""
         check_bit_warps(warps)
+        shape = (*scale.shape, 1)
+        rows = [conditional] if unconditional is None else [conditional, unconditional]
+        features = [row.float() for row in rows]
+        features += [scale[..., None], scale.new_zeros(shape)]
+        features += [scale.new_full((*scale.shape, self.bits), -1.0)]
+        return self.law_from(torch.cat(features, dim=-1), temperature)
 
-        def logits(earlier: Tensor) -> Tensor:
-            guided = self.output(conditional, earlier)
-            if unconditional is not None:
-                guided = guide(guided, self.output(unconditional, earlier), scale)
-            return guided / temperature[:, None, None]
+    def law_width(self, guided: bool) -> int:
+        """See `TokenModel.law_width`."""
+        return (2 if guided else 1) * self.config.dim + 2 + self.bits
 
-        return SubcodeLaw(logits, self.bits, self.config.subcodes)
+    def law_from(self, features: Tensor, temperature: Tensor) -> SubcodeLaw:
+        """See `TokenModel.law_from`."""
+        config, dtype = self.config, self.dtype
+        return SubcodeLaw(
+            lambda hidden, earlier: self.output(hidden.to(dtype), earlier),
+            features,
+            temperature,
+            config.bits,
+            config.subcodes,
+            config.dim,
+        )
+
+    def draft_features(self, tokens: Tensor, sure: Tensor, width: int) -> Tensor:
+        """See `TokenModel.draft_features`."""
+        flat = tokens.new_zeros((*tokens.shape[:-1], width - self.bits), dtype=torch.float32)
+        flat[..., -1] = 1
+        forced = torch.where(sure[..., None], tokens.float(), -1.0)
+        return torch.cat([flat, forced], dim=-1)
 
     def split(self, tokens: Tensor) -> Tensor:
         """The sub-codes of tokens. bool [..., d]; returns int64 [..., m]."""

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
@@ -46,7 +44,7 @@ def save_pipeline(
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],
-        scheduler=_method_for(model),
+        scheduler=SpeculativeJacobiDecoding(),
         text_encoder=parts[2],
         class_names=class_names,
         height=side,
@@ -66,10 +64,3 @@ def save_pipeline(
             shutil.rmtree(target)
         os.replace(path, target)
     beside.rmdir()
-
-
-def _method_for(model: LlamaGen) -> Decoding:
-    """The fastest lossless method; laws of sub-codes have no residual to draw from."""
-    if "subcodes" in model.capabilities:
-        return ExactMatchJacobiDecoding()
-    return SpeculativeJacobiDecoding()
