@@ -15,6 +15,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor
 
+from visual_ar.accel.graphs import CapturedSteps, extent_for, lent_state
 from visual_ar.accel.host_copy import HostCopy
 from visual_ar.bits import BitLaw, SubcodeLaw
 from visual_ar.cache import KVCache
@@ -33,8 +34,6 @@ from visual_ar.sampling import (
 )
 from visual_ar.tokenizers.base import VisualTokenizer
 
-_EXTENT_STEP = 32
-
 
 class Step(NamedTuple):
     """What one pass did. Device tensors; whoever reads them on the host decides when.
@@ -47,6 +46,8 @@ class Step(NamedTuple):
         done: bool [B].
         spent: fp32 [B], total variation that a lossy rule spent on the committed tokens, summed;
             None when the method is lossless.
+        draft_evaluations: steps of a draft head before this pass, summed over pictures; each reads
+            the model's head once more.
     """
 
     tokens: Tensor
@@ -55,6 +56,7 @@ class Step(NamedTuple):
     head_evaluations: int
     done: Tensor
     spent: Tensor | None = None
+    draft_evaluations: int = 0
 
 
 @dataclass
@@ -80,11 +82,13 @@ class DecodeState:
         seed: int64 [B].
         forced: int64, shaped as `tokens`, -1 where the model chooses; None when nothing is forced.
         noise: fp32 [B, N + scratch, V] Gumbel noise, or [B, N + scratch, d] logistic noise, fixed
-            per rank, for the frozen modes only.
+            per rank, for the frozen modes only; the kernel makes its own.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
         warps: warps that any admitted picture needs.
         open_length: largest length of an unfinished slot, as the host last saw it; -1 when all
             slots are idle.
+        fused: whether the verification kernel does the method's share of a pass here.
+        captured: its passes as graphs; None where passes are run one operation at a time.
         method: buffers of the method's own.
     """
 
@@ -106,6 +110,8 @@ class DecodeState:
     window: int
     open_length: HostCopy
     warps: Warps = field(default_factory=Warps)
+    fused: bool = False
+    captured: CapturedSteps | None = None
     method: Any = None
 
     @property
@@ -142,35 +148,66 @@ class DecodeState:
         """Repeats [B, ...] for the unconditional rows if there are any."""
         return torch.cat([per_slot, per_slot]) if self.guided else per_slot
 
-    def forward(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        ranks: Tensor,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """One pass over some tokens of every slot.
 
         Args:
             tokens: int64 [B, Q] or bool [B, Q, d]. A feed of rank -1 may only stand in the first
                 column.
             ranks: int64 [B, Q], from -1.
+            visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the model's own rule.
+            slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
 
         Returns:
-            [R, Q, D] hidden states.
+            [R, Q, D] hidden states, or [R, Q, A, D] where ranks have A sources.
         """
-        x = self.twice(self.model.embed(tokens, ranks))
-        row_ranks = self.twice(ranks)
-        x[:, :1] = torch.where((row_ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
-        return self.model.forward(x, row_ranks, self.cache)
+        x, row_ranks = self.inputs(self.model.embed(tokens, ranks), ranks)
+        return self.model.forward(x, row_ranks, self.cache, visible, slots)
+
+    def inputs(self, x: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+        """What every row is fed: rank -1, which may only stand in the first column, has the root.
+
+        Args:
+            x: [B, Q, D] embeddings, which may be written to.
+            ranks: int64 [B, Q], from -1.
+
+        Returns:
+            [R, Q, D] embeddings, and int64 [R, Q].
+        """
+        x, ranks = self.twice(x), self.twice(ranks)
+        x[:, :1] = torch.where((ranks[:, :1] < 0)[..., None], self.root, x[:, :1])
+        return x, ranks
 
     def law(self, hidden: Tensor, ranks: Tensor) -> Any:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
 
         Args:
-            hidden: [R, Q, D] hidden states of the ranks before them.
+            hidden: hidden states of their sources, as the model's `predict` takes them.
+            ranks: int64 [B, Q], from 0.
+
+        Returns:
+            as of `warped`.
+        """
+        return self.warped(self.model.predict(hidden, self.twice(ranks)), ranks)
+
+    def warped(self, logits: Tensor, ranks: Tensor) -> Any:
+        """The guided, warped laws out of a head's output; forced ranks are point masses.
+
+        Args:
+            logits: what the model's `predict` gave, fp32 [R, Q, V] of a code book.
             ranks: int64 [B, Q], from 0.
 
         Returns:
             a `CategoricalLaw`, or the law of the model's kind over bits.
         """
         if self.bits:
-            return self._bit_law(hidden, ranks)
-        logits = self.model.predict(hidden, self.twice(ranks))
+            return self._bit_law(logits, ranks)
         if self.guided:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
@@ -182,8 +219,7 @@ class DecodeState:
             logits = torch.where(token >= 0, fixed, logits)
         return CategoricalLaw(logits=logits)
 
-    def _bit_law(self, hidden: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
-        predicted = self.model.predict(hidden, self.twice(ranks))
+    def _bit_law(self, predicted: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
         conditional, unconditional = predicted.chunk(2) if self.guided else (predicted, None)
         scale = self.guidance.gather(1, ranks)
         law = self.model.bit_law(conditional, unconditional, scale, self.temperature, self.warps)
@@ -196,13 +232,20 @@ class DecodeState:
         assert self.noise is not None
         return take_rows(self.noise, ranks)
 
-    def report(self, committed: Tensor, head_evaluations: int, spent: Tensor | None = None) -> Step:
+    def report(
+        self,
+        committed: Tensor,
+        head_evaluations: int,
+        spent: Tensor | None = None,
+        draft_evaluations: int = 0,
+    ) -> Step:
         """The step's result.
 
         Args:
             committed: int64 [B].
             head_evaluations: ranks evaluated a slot.
             spent: fp32 [B], total variation spent.
+            draft_evaluations: steps of a draft head a slot.
         """
         limit = self.layout.length
         known = torch.arange(limit, device=self.length.device) < self.length[:, None]
@@ -213,6 +256,7 @@ class DecodeState:
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
             spent=spent,
+            draft_evaluations=draft_evaluations * self.slots,
         )
 
     def commit(self, tokens: Tensor, count: Tensor) -> Tensor:
@@ -245,6 +289,9 @@ class Decoding(SchedulerMixin, ConfigMixin):
         requires: capabilities a model must have.
         also_serves: capabilities that a model may have instead of "categorical".
         needs_noise: whether the method reads Gumbel noise that is fixed per rank.
+        capturable: whether on CUDA a step is run as a captured graph. Then it must keep all that
+            changes in tensors of the state, and read nothing on the host.
+        kept: the last call's state with its graphs, for `graphs.lent_state`.
     """
 
     config_name = "scheduler_config.json"
@@ -252,6 +299,12 @@ class Decoding(SchedulerMixin, ConfigMixin):
     requires: frozenset[str] = frozenset({"categorical"})
     also_serves: frozenset[str] = frozenset()
     needs_noise: bool = False
+    capturable: bool = False
+    kept: Any = None
+
+    def fuses(self, device: torch.device) -> bool:
+        """Whether the verification kernel does this method's share of a pass on a device."""
+        return False
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -270,6 +323,17 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"{type(self).__name__} needs a model with {sorted(missing)}, "
                 f"{type(model).__name__} has {sorted(model.capabilities)}"
             )
+        by_bit = layout.forced.dim() == 3
+        if by_bit != bool(model.bits) and bool((layout.forced != FREE).any()):
+            kind = "every bit [B, N, d]" if model.bits else "one code a cell, [N] or [B, N]"
+            raise ValueError(
+                f"the layout must force {kind} for {type(model).__name__}, "
+                f"got forced of shape {list(layout.forced.shape)}"
+            )
+        self.check_layout(layout)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raises ValueError when this method cannot decode in such an order."""
         if not layout.is_chain:
             raise ValueError(
                 f"{type(self).__name__} needs a next-token layout, "
@@ -312,7 +376,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
             return torch.full(shape, value, dtype=dtype, device=device)
 
         bits = (model.bits,) if model.bits else ()
-        noise = full(0, slots, width, *(bits or (model.vocab_size,)), dtype=torch.float32)
+        fused = not bits and self.fuses(device)
+        noise = None
+        if self.needs_noise and not fused:
+            noise = full(0, slots, width, *(bits or (model.vocab_size,)), dtype=torch.float32)
         return DecodeState(
             model=model,
             layout=layout.to(device),
@@ -328,9 +395,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
             top_p=full(1, slots, dtype=torch.float32),
             seed=full(0, slots),
             forced=None,
-            noise=noise if self.needs_noise else None,
+            noise=noise,
             window=window,
             open_length=HostCopy(device, -1),
+            fused=fused,
+            captured=CapturedSteps.on(device) if self.capturable else None,
         )
 
     @torch.inference_mode()
@@ -384,9 +453,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
         state.top_p[slots] = on_device.top_p
         state.seed[slots] = on_device.seed
         forced = state.layout.forced
-        if bool((forced != FREE).any()):
-            if state.forced is None:
-                state.forced = torch.full_like(state.tokens, FREE, dtype=torch.int64)
+        if state.forced is None and bool((forced != FREE).any()):
+            state.forced = torch.full_like(state.tokens, FREE, dtype=torch.int64)
+        if state.forced is not None:
+            if state.bits and forced.dim() < 3:  # then nothing is, see `check`
+                forced = forced[..., None]
             state.forced[slots, :length] = forced[slots] if forced.dim() > 1 else forced
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
@@ -412,12 +483,23 @@ class Decoding(SchedulerMixin, ConfigMixin):
         """`step`, with the host's share of it: how far attention has to read."""
         lag = state.open_length.lag
         reach = max(state.open_length.read(), 0) + (lag + 1) * state.window
-        slots = state.cache.prefix + reach
-        # Rounded up so that few different shapes occur, which captured graphs need.
-        state.cache.extent = min(-(-slots // _EXTENT_STEP) * _EXTENT_STEP, state.cache.slots)
-        step = self.step(state)
+        state.cache.extent = extent_for(
+            state.cache.prefix + reach, state.cache.slots, state.captured is not None
+        )
+        step = self.run(state)
         self._publish(state)
         return step
+
+    @torch.inference_mode()
+    def run(self, state: DecodeState) -> Step:
+        """`step`, as a captured graph where the state has them.
+
+        Args:
+            state: from `init`, changed in place; its cache's `extent` reaches far enough.
+        """
+        if state.captured is None:
+            return self.step(state)
+        return state.captured.run(self.step, state)
 
     @staticmethod
     def _publish(state: DecodeState) -> None:
@@ -461,7 +543,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
         guided = len(condition.prefix) == 2 * batch
         if window is None:
             window = self.choose_window(model, layout, condition, sampling, tokenizer)
-        state = self.init(model, layout, batch, guided, window, tokenizer)
-        self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
-        while state.open_length.read() >= 0:
-            yield self.advance(state)
+        with lent_state(self, model, layout, batch, guided, window, tokenizer) as state:
+            self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
+            while state.open_length.read() >= 0:
+                yield self.advance(state)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from visual_ar.accel import acceptance
 from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.fused import draw_window
 from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
+from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
@@ -40,12 +42,17 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
     lossless = True
     also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
+    capturable = True
 
     @register_to_config
     def __init__(self, window: int | str = "auto", init: str = "left") -> None:
         check_window(window)
         if init not in _INITIALISERS:
             raise ValueError(f"init must be one of {', '.join(_INITIALISERS)}, got {init!r}")
+
+    def fuses(self, device: torch.device) -> bool:
+        """See `Decoding.fuses`."""
+        return dispatch.choose(device).backend == "cuda"
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -86,8 +93,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
         feed = state.take((ranks - 1).clamp(min=0))
-        law = state.law(state.forward(feed, ranks - 1), ranks)
-        tokens = law.sample_gumbel(state.noise_at(ranks))
+        tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
         same = tokens[:, :-1] == state.take(ranks[:, :-1])
         run = acceptance.leading_run(same.all(-1) if state.bits else same)
         newest = ranks[:, -1]

@@ -16,10 +16,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance, bit_jacobi
-from visual_ar.accel.bit_rules import Bitwise
+from visual_ar.accel.bit_rules import BitRule, Bitwise
+from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.fused import verify_window
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
-from visual_ar.accel.rules import BitRule, Exact, Rule, parse_rule
+from visual_ar.accel.kernels import dispatch
+from visual_ar.accel.kernels.specialise import codes_of, covers
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import Exact, parse_rule
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
@@ -28,7 +33,6 @@ from visual_ar.tokenizers.base import VisualTokenizer
 
 COUPLINGS = ("independent", "maximal", "gumbel")
 _ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
-_BLOCK_PICTURES = 8
 
 
 @dataclass
@@ -38,18 +42,14 @@ class JacobiBuffers:
     Attributes:
         q: fp32 [B, W - 1, V], law of the draft at rank length + j.
         history: fp32 [B, N + scratch, V], latest law of every rank; None when no draft reads it.
-        numbers: fp32 [4, passes, B, M] uniform numbers of the next passes from rank `base` on.
-        base: int64 [B].
+        numbers: uniform numbers of the next passes.
         rule: the acceptance rule with its tables.
-        ahead: passes of `numbers` that are left.
     """
 
     q: Tensor
     history: Tensor | None
-    numbers: Tensor
-    base: Tensor
+    numbers: PassNumbers
     rule: Rule
-    ahead: int = 0
 
 
 class SpeculativeJacobiDecoding(WindowedDecoding):
@@ -76,6 +76,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
 
     lossless = True
     also_serves = frozenset({"bits", "subcodes"})
+    capturable = True
 
     @register_to_config
     def __init__(
@@ -102,6 +103,10 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     def published(cls) -> SpeculativeJacobiDecoding:
         """The settings of the paper's code: window 16, random first drafts as point masses."""
         return cls(window=16, coupling="independent", init="random")
+
+    def fuses(self, device: torch.device) -> bool:
+        """See `Decoding.fuses`."""
+        return covers(self._rule) and dispatch.choose(device).backend == "cuda"
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -140,8 +145,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         state.method = JacobiBuffers(
             q=torch.zeros(slots, window - 1, vocabulary, device=device),
             history=history if self.config.init in LAWS else None,
-            numbers=torch.zeros(0, device=device),
-            base=torch.zeros_like(state.length),
+            numbers=PassNumbers(),
             rule=self._rule.bind(tokenizer),
         )
         return state
@@ -164,7 +168,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
             bit_jacobi.prepare(state, slots)
             return
         buffers = state.method
-        buffers.ahead = 0
+        buffers.numbers.forget()
         offsets = torch.arange(state.window - 1, device=slots.device)
         ranks = state.length[:, None] + offsets
         u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[_INITIAL]
@@ -180,17 +184,34 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         buffers: JacobiBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        u = _numbers(state, buffers, offsets)  # [4, B, W]
         feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
-        p = state.law(state.forward(feed, ranks - 1), ranks)
+        hidden = state.forward(feed, ranks - 1)
         drafts = state.tokens.gather(1, ranks[:, :-1])
         q = CategoricalLaw(probabilities=buffers.q)
-        run = self._run(p, q, drafts, buffers.rule, u)
-        tokens = self._redraw(state, p, q, drafts, run, ranks, u)
+        if state.fused:
+            verdict = verify_window(
+                state,
+                hidden,
+                ranks,
+                drafts,
+                buffers.q,
+                self.config.rule,
+                self.config.coupling,
+                codes_of(buffers.rule),
+            )
+            p = CategoricalLaw(probabilities=verdict.laws)
+            run, tokens, initial = verdict.run, verdict.tokens, verdict.initial
+        else:
+            u = buffers.numbers.take(state, offsets)  # [4, B, W]
+            p = state.law(hidden, ranks)
+            run = self._run(p, q, drafts, buffers.rule, u)
+            tokens, initial = self._redraw(state, p, q, drafts, run, ranks, u), u[_INITIAL]
         newest = ranks[:, -1]
-        spent = None if self.lossless else self._spent(state, p, q, drafts, run)
+        spent = None
+        if not self.lossless:
+            spent = spent_on_run(state, buffers.rule, p, q, drafts, run, self.config.measure_tv)
         committed = state.commit(tokens, run + 1)
-        self._shift(state, buffers, p, run + 1, newest, u[_INITIAL])
+        self._shift(state, buffers, p, run + 1, newest, initial)
         return state.report(committed, state.window, spent)
 
     def _run(
@@ -200,19 +221,6 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         if drafts.shape[1] == 0:
             return torch.zeros_like(drafts[:, :1]).sum(1)
         return rule.run(p.first(drafts.shape[1]), q, drafts, u[_ACCEPT, :, :-1])
-
-    def _spent(
-        self, state: DecodeState, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, run: Tensor
-    ) -> Tensor:
-        """Total variation spent on the tokens this pass commits, fp32 [B]."""
-        count = drafts.shape[1]
-        if count == 0:
-            return torch.zeros_like(state.temperature)
-        spent = state.method.rule.spent(p.first(count), q, drafts, self.config.measure_tv)
-        offsets = torch.arange(count, device=run.device)
-        tested = offsets <= run[:, None]  # the drafts kept, and the one that was corrected
-        exists = state.length[:, None] + offsets < state.layout.length
-        return (spent * (tested & exists)).sum(1)
 
     def _redraw(
         self,
@@ -280,29 +288,3 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         state.tokens.scatter_(1, ranks, tokens)
         carried = p.rows(row.clamp(max=window - 1)).probabilities
         buffers.q = torch.where(enters[..., None], initial_q, carried)
-
-
-def _numbers(state: DecodeState, buffers: JacobiBuffers, offsets: Tensor) -> Tensor:
-    """Uniform numbers of this pass for the ranks of the window.
-
-    At small batches several passes are computed at a time: the hundred small operations of a
-    counter-based generator cost as much for one pass as for eight.
-
-    Args:
-        offsets: int64 [W].
-
-    Returns:
-        fp32 [4, B, W].
-    """
-    if buffers.ahead == 0:
-        block = max(_BLOCK_PICTURES // state.slots, 1)
-        reach = min(block * state.window, state.tokens.shape[1])
-        passes = torch.arange(1, block + 1, device=offsets.device)[:, None, None]
-        ranks = state.length[:, None] + torch.arange(reach, device=offsets.device)
-        attempts = state.passes[:, None] + passes
-        buffers.numbers = uniforms(state.seed[:, None], ranks[None], attempts)
-        buffers.base, buffers.ahead = state.length, block
-    numbers = buffers.numbers[:, -buffers.ahead]
-    buffers.ahead -= 1
-    columns = (state.length - buffers.base)[:, None] + offsets
-    return numbers.gather(2, columns.expand(4, -1, -1))

@@ -11,6 +11,8 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 
 from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.fused import draw_window
+from visual_ar.accel.kernels import dispatch
 
 
 class SequentialDecoding(Decoding):
@@ -19,16 +21,20 @@ class SequentialDecoding(Decoding):
     lossless = True
     also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
+    capturable = True
 
     @register_to_config
     def __init__(self) -> None:
         pass
 
+    def fuses(self, device: torch.device) -> bool:
+        """See `Decoding.fuses`."""
+        return dispatch.choose(device).backend == "cuda"
+
     def step(self, state: DecodeState) -> Step:
         """One token for every unfinished picture."""
         ranks = state.length[:, None]
         feed = state.take((ranks - 1).clamp(min=0))
-        law = state.law(state.forward(feed, ranks - 1), ranks)
-        tokens = law.sample_gumbel(state.noise_at(ranks))
+        tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
         committed = state.commit(tokens, torch.ones_like(state.length))
         return state.report(committed, head_evaluations=1)

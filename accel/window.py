@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
@@ -30,7 +31,13 @@ _MEASURED_PASSES = 64
 
 
 class WindowedDecoding(Decoding):
-    """A method whose `window` option is a number of ranks or "auto", the fastest on this device."""
+    """A method whose `window` option is a number of ranks or "auto", the fastest on this device.
+
+    Attributes:
+        candidates: windows that "auto" chooses from, ascending.
+    """
+
+    candidates: ClassVar[tuple[int, ...]] = CANDIDATES
 
     def choose_window(
         self,
@@ -59,7 +66,7 @@ def store_path() -> Path:
 
 
 def tuned_window(
-    method: Decoding,
+    method: WindowedDecoding,
     model: TokenModel,
     layout: Layout,
     condition: Condition,
@@ -99,7 +106,7 @@ def fastest_window(costs: dict[int, float], runs: list[int]) -> int:
 
 
 def measure(
-    method: Decoding,
+    method: WindowedDecoding,
     model: TokenModel,
     layout: Layout,
     condition: Condition,
@@ -111,7 +118,7 @@ def measure(
     Returns:
         seconds of a pass by window, and the tokens committed by each pass and picture.
     """
-    candidates = [window for window in CANDIDATES if window <= layout.length]
+    candidates = [window for window in method.candidates if window <= layout.length]
     batch = len(sampling.seed)
     guided = len(condition.prefix) == 2 * batch
     slots = torch.arange(batch, device=model.device)
@@ -151,13 +158,18 @@ def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Conditi
         "dtype": str(model.dtype),
         "method": type(method).__name__,
         "options": options,
-        "model": {k: v for k, v in model.config.items() if not k.startswith("_")},
+        "model": _public(model),
+        "draft_model": None if model.draft_model is None else _public(model.draft_model),
         "grid": layout.grid,
         "rows": len(condition.prefix),
         "torch": torch.__version__,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return f"{name}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _public(model: TokenModel) -> dict[str, Any]:
+    return {k: v for k, v in model.config.items() if not k.startswith("_")}
 
 
 def _cpu_name() -> str:

@@ -1,91 +1,89 @@
-"""The web demo: `build(pipe)` makes a page that shows pictures form; knows only the pipeline.
+"""The web demo: `build(pipe)` assembles the page from its tabs; importing it loads nothing.
 
-python -m visual_ar.app.demo [MODEL]
+Knows which tabs there are; knows nothing about what is on them.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-from PIL import Image
+if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
 
-from visual_ar.pipeline import VisualARPipeline
+    from visual_ar.pipeline import VisualARPipeline
 
-PREVIEW_SECONDS = 0.2
-"""Least time between two previews; drawing one costs a pass of the tokenizer."""
-
-
-def build(pipe: VisualARPipeline) -> gr.Blocks:
-    """Makes the page for a pipeline. Drawing starts when a visitor asks for it."""
-
-    def draw(
-        subject: str, pictures: int, guidance: float, temperature: float, seed: int
-    ) -> Iterator[tuple[list[Image.Image], str]]:
-        """Yields the pictures so far and how far they are."""
-        try:
-            yield from previews(pipe, subject, pictures, guidance, temperature, seed)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
-
-    config = pipe.config
-    with gr.Blocks(title="visual_ar", analytics_enabled=False) as page:
-        gr.Markdown("# visual_ar\nPictures form many tokens at a time; grey cells are not decided.")
-        with gr.Row():
-            with gr.Column():
-                if config.class_names:
-                    names = list(config.class_names)
-                    subject = gr.Dropdown(names, value=names[0], label="Class")
-                else:
-                    subject = gr.Textbox("strawberry", label="Prompt")
-                pictures = gr.Slider(1, 16, 4, step=1, label="Pictures")
-                guidance = gr.Slider(0, 10, config.guidance_scale, label="Guidance")
-                temperature = gr.Slider(0.05, 2, config.temperature, label="Temperature")
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-                start, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
-            with gr.Column():
-                gallery = gr.Gallery(label="Pictures", columns=4, format="png")
-                status = gr.Markdown()
-        inputs = [subject, pictures, guidance, temperature, seed]
-        drawing = start.click(draw, inputs, [gallery, status], api_name="draw")
-        stop.click(None, cancels=[drawing])
-    return page.queue(max_size=20, default_concurrency_limit=1)
+WAITING = 20
+"""So many jobs may wait in the queue; more are told to come back."""
+LARGEST_UPLOAD = "20mb"
+_HOUR = 3600
 
 
-def previews(
-    pipe: VisualARPipeline,
-    subject: str,
-    pictures: int,
-    guidance: float,
-    temperature: float,
-    seed: int,
-) -> Iterator[tuple[list[Image.Image], str]]:
-    """Yields pictures while they form and a line about them; in the end the complete ones.
+def build(pipe: VisualARPipeline, name: str | None = None) -> gr.Blocks:
+    """Makes the page for a pipeline. Drawing starts when a visitor asks for it.
 
     Args:
-        pipe: draws them.
-        subject: prompt, or name or number of a class.
-        pictures: how many, at least 1.
-        guidance: guidance scale.
-        temperature: above 0.
-        seed: of the first picture; the others follow.
-
-    Raises:
-        ValueError: the pipeline refuses an option.
+        pipe: any pipeline; visitors may turn to bundled models and load others.
+        name: of the model, as recipes tell it; by default what the pipeline was loaded from.
     """
-    prompt, label = (subject, None) if pipe.text_encoder is not None else (None, subject)
-    shown = -float("inf")
-    for preview in pipe.stream(
-        prompt, label, pictures, guidance, temperature=temperature, seeds=int(seed)
-    ):
-        if time.monotonic() - shown >= PREVIEW_SECONDS:
-            yield preview.images(), f"{preview.fraction:.0%} of the tokens"
-            shown = time.monotonic()
-    yield preview.images(), f"{preview.step + 1} passes"
+    import gradio as gr
+
+    from visual_ar.app.benchmark_tab import add_benchmark_tab
+    from visual_ar.app.compare_tab import add_compare_tab
+    from visual_ar.app.controls import subject_of
+    from visual_ar.app.generate_tab import add_generate_tab
+    from visual_ar.app.models_tab import add_models_tab
+    from visual_ar.app.page import SCRIPT, STYLE, name_list
+    from visual_ar.app.shelf import Shelf
+    from visual_ar.app.tokens_tab import add_tokens_tab
+
+    shelf = Shelf(pipe, name or _name(pipe))
+    # Pictures that were shown are deleted after a day.
+    with gr.Blocks(
+        title="visual_ar", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR)
+    ) as page:
+        names = gr.HTML(name_list(subject_of(pipe, shelf.first).known), render=False)
+        gr.Markdown("# visual_ar\nPictures form many tokens at a time; grey is not decided yet.")
+        model = gr.Dropdown(shelf.names(), value=shelf.first, label="Model")
+        with gr.Tab("Generate"):
+            controls = add_generate_tab(shelf, model, names)
+        with gr.Tab("Compare"):
+            add_compare_tab(shelf, controls)
+        with gr.Tab("Tokens"):
+            add_tokens_tab(shelf)
+        with gr.Tab("Benchmark"):
+            add_benchmark_tab(shelf, model)
+        with gr.Tab("Models"):
+            add_models_tab(shelf, controls)
+        gr.HTML(STYLE)
+        names.render()  # neither is seen, so they stand where their margins do no harm
+
+        def list_models() -> dict[str, Any]:
+            """The models of the page, those included that others have loaded."""
+            return gr.update(choices=shelf.names())
+
+        page.load(list_models, None, model, js=SCRIPT, api_name="models", queue=False)
+    return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-if __name__ == "__main__":
-    model = sys.argv[1] if len(sys.argv) > 1 else "emoji"
-    build(VisualARPipeline.from_pretrained(model)).launch()
+def application(page: gr.Blocks) -> FastAPI:
+    """The page as a web application for a server, with uploads limited in size."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        path="/",
+        footer_links=["api", "settings"],
+        run_history=False,
+        max_file_size=LARGEST_UPLOAD,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+    )
+
+
+def _name(pipe: VisualARPipeline) -> str:
+    return Path(str(pipe.config.get("_name_or_path") or "model")).name

@@ -1,17 +1,24 @@
 """Fixtures that several test files share; knows nothing about any one module's tests."""
 
+import os
 import socket
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
+    torch.set_num_threads(1)
 
 WORDS = ("red", "green", "apple", "tree")
 
@@ -52,6 +59,31 @@ def build_tiny_pipeline(text=False, **options):
     return pipe
 
 
+def build_parallel_pipeline(pipe, **options):
+    """A pipeline of a NAR model with random weights and the tokenizer of another pipeline."""
+    torch.manual_seed(1)
+    text = pipe.text_encoder is not None
+    condition = {"caption_dim": 8, "caption_length": 3} if text else {"num_classes": 3}
+    model = NAR(dim=32, n_layer=1, n_head=2, vocab_size=16, grid_size=4, ffn_dim=48, **condition)
+    for head in model.outputs:
+        torch.nn.init.normal_(head.weight, std=0.6)
+    parts = {
+        "image_tokenizer": pipe.image_tokenizer,
+        "text_encoder": pipe.text_encoder,
+        "class_names": pipe.config.class_names,
+    }
+    drafter = VisualARPipeline(
+        model=model.eval(),
+        scheduler=GroupDecoding(),
+        height=8,
+        width=8,
+        guidance_scale=2.0,
+        **{**parts, **options},
+    )
+    drafter.set_progress_bar_config(disable=True)
+    return drafter
+
+
 @pytest.fixture
 def tiny_pipeline():
     """A class-conditional pipeline with the classes cat, dog and frog; guidance 2."""
@@ -64,10 +96,42 @@ def tiny_text_pipeline():
     return build_tiny_pipeline(text=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_pipeline():
     """Builds tiny pipelines: make(text=False, **options of the pipeline)."""
     return build_tiny_pipeline
+
+
+@contextmanager
+def serving_app(app):
+    """Serves a web application from a thread; gives its address."""
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, ws="none", log_level="critical", access_log=False, timeout_graceful_shutdown=5
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Serves web applications: `with serving(app) as address`."""
+    return serving_app
+
+
+@pytest.fixture
+def make_parallel_pipeline():
+    """Builds a pipeline that draws several tokens a pass: make(pipe with its tokenizer)."""
+    return build_parallel_pipeline
 
 
 @pytest.fixture
@@ -76,31 +140,15 @@ def serve():
 
     Returns the address and the engine.
     """
-    import uvicorn
-
     from visual_ar.app.server import build
     from visual_ar.engine import Engine
 
-    running = []
+    with ExitStack() as running:
 
-    def start(pipe, name="tiny", limits=None, slots=2, queue=16):
-        engine = Engine(pipe, slots=slots, queue=queue)
-        listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            build(engine, name, limits), ws="none", log_level="critical", access_log=False
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        running.append((server, thread, engine, listener))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}", engine
+        def start(pipe, name="tiny", limits=None, slots=2, queue=16):
+            engine = Engine(pipe, slots=slots, queue=queue)
+            address = running.enter_context(serving_app(build(engine, name, limits)))
+            running.callback(engine.close, 0)  # before the server ends
+            return address, engine
 
-    yield start
-    for server, thread, engine, listener in running:
-        engine.close(0)
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        yield start

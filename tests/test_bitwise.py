@@ -90,7 +90,7 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
     conditions = [
         model.condition(torch.full((256,), label), guided=False) for label in (0, 3)[: 1 + guided]
     ]
-    hidden = [model.hidden_states(every, condition) for condition in conditions]
+    hidden = [model.features(every, condition) for condition in conditions]
     scale, temperature = (2.0, 0.7) if guided else (1.0, 1.0)
     law = model.bit_law(
         hidden[0],
@@ -128,7 +128,7 @@ def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
     sampling = Sampling.create(list(range(count)))
     every = torch.tensor(list(itertools.product((False, True), repeat=8))).view(256, 4, 2)
     fits = (every[:, 1] == torch.tensor([True, False])).all(-1)
-    hidden = model.hidden_states(every, model.condition(torch.zeros(256).long(), guided=False))
+    hidden = model.features(every, model.condition(torch.zeros(256).long(), guided=False))
     loss = model.token_loss(hidden, every)
     loss[:, 1] = 0
     exact, places = torch.where(fits, (-loss.sum(1)).exp(), 0.0), torch.arange(7, -1, -1)
@@ -172,7 +172,7 @@ def test_the_entropy_of_the_bench_is_that_of_the_laws(kind: str) -> None:
         condition=lambda numbers: condition,
     )
     measured = law_entropy(workload, [1], [0], tokens)
-    hidden = model.hidden_states(tokens, condition)
+    hidden = model.features(tokens, condition)
     expected = model.token_loss(hidden, tokens) / math.log(2)
     if kind == "bits":
         expected = BitLaw(model.output(hidden)).entropy()

@@ -53,6 +53,13 @@ def texts(tiny_text_pipeline, tmp_path):
     return tmp_path / "texts"
 
 
+@pytest.fixture
+def parallel(tiny_text_pipeline, make_parallel_pipeline, tmp_path):
+    """Folder of a saved pipeline that may draft for the one in `texts`."""
+    make_parallel_pipeline(tiny_text_pipeline).save_pretrained(tmp_path / "parallel")
+    return tmp_path / "parallel"
+
+
 def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
     result = run("generate", "-m", classes, "--class", "dog", "--seed", 5, "--guidance", 3)
     assert result.exit_code == 0, result.output
@@ -68,9 +75,20 @@ def test_generate_draws_what_the_pipeline_draws(classes, tiny_pipeline):
         ["--method", "jacobi-published", "--temperature", 0.9, "--top-p", 0.8],
         ["--method", "exact-match", "--window", 3, "--guidance-schedule", "linear"],
         ["--method", "jacobi", "--window", 4, "--rule", "lantern++/neighbours=3/factor=3"],
+        ["--method", "tree", "--window", 4, "--tree", 2, "--drafter", "left-law+above-law"],
     ],
 )
-def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words):
+def test_info_prints_a_command_that_draws_the_picture_again(texts, words):
+    draw_twice(texts, words)
+
+
+def test_a_draft_model_is_part_of_the_command(texts, parallel):
+    words = ["--method", "hybrid", "--draft-model", parallel, "--drafts", "ahead", "--window", 4]
+    assert draw_twice(texts, words)["draft_model"] == str(parallel)
+
+
+def draw_twice(texts, words):
+    """Draws first.png, and again by the command that it carries; returns its recipe."""
     first = run("generate", "red apple", "-m", texts, "-o", "first.png", *words)
     assert first.exit_code == 0, first.output
     printed = run("info", "first.png").stdout.strip()
@@ -83,6 +101,7 @@ def test_info_prints_a_command_that_draws_the_picture_again(texts, folder, words
         assert recipe["passes"] <= recipe["tokens"] == 16
         assert {"torch", "visual-ar", "diffusers"} <= set(recipe["versions"])
     assert recipes[0] == recipes[1]
+    return recipes[0]
 
 
 def test_a_lossy_rule_says_what_it_spends(texts):
@@ -193,6 +212,8 @@ def test_info_says_who_verifies_and_why(monkeypatch):
         (["--method", "jacobi", "--init", "luck"], "got 'luck'"),
         (["--method", "jacobi-published", "--window", 4], "window must be left out"),
         (["--window", 4], "window must be left out with method SequentialDecoding, got 4"),
+        (["--steps", 4], "steps must be left out with method SequentialDecoding, got 4"),
+        (["--method", "denoising"], "needs a model with the capability 'denoising'"),
         (["--height", 9], "got 9x8"),
         (["--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
         (["--device", "cuda:99"], "device must be present on this machine, got 'cuda:99'"),
@@ -280,11 +301,15 @@ def test_interruption_leaves_only_whole_pictures(classes, folder):
     def interrupt():
         while not list(folder.glob("*.png")):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.is_set():  # Python drops an interrupt that falls into a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(5)
 
+    over = threading.Event()
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     result = run("generate", "-m", classes, "-c", 0, "--count", 5000, "--batch", 1)
+    over.set()
     thread.join()
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Interrupted.")
     files = list(folder.iterdir())

@@ -118,7 +118,7 @@ def test_checkpoints_that_do_not_fit_are_refused(state, tmp_path):
     save(**{"medusa_norm.weight": torch.zeros(32)})
     refuse(source, out, ValueError, "a parameter that the model lacks: medusa_norm.weight")
     save(**{"tok_embeddings.weight": None})
-    refuse(source, out, ValueError, "no LlamaGen generator and no VQ tokenizer")
+    refuse(source, out, ValueError, "no LlamaGen or NAR generator and no VQ tokenizer")
     save()
     refuse(source, out, ValueError, "give it with --grid", grid=None)
 

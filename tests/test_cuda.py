@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.sampling import Sampling, gumbel_noise, uniforms
+from visual_ar.accel.tree_decoding import TreeDecoding
+from visual_ar.sampling import Sampling, gumbel_noise, normal_noise, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -22,6 +25,8 @@ METHODS = {
     "exact-match": ExactMatchJacobiDecoding(window=3),
     **{c: SpeculativeJacobiDecoding(3, c) for c in ("independent", "maximal", "gumbel")},
     "above-law": SpeculativeJacobiDecoding(window=3, init="above-law"),
+    "tree": TreeDecoding(window=3, tree="2x2", adapt="length"),
+    "denoising": SpeculativeDenoisingDecoding(window=3, steps=3, clean=1),
 }
 
 
@@ -31,6 +36,8 @@ def test_random_numbers_are_those_of_the_cpu():
     assert torch.equal(on_gpu.cpu(), uniforms(seed, ranks, attempt))
     noise = gumbel_noise(seed[:, 0], ranks, 50)
     torch.testing.assert_close(gumbel_noise(seed[:, 0].cuda(), ranks.cuda(), 50).cpu(), noise)
+    normal = normal_noise(seed[:, 0], ranks, 50)
+    torch.testing.assert_close(normal_noise(seed[:, 0].cuda(), ranks.cuda(), 50).cpu(), normal)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -53,3 +60,70 @@ def test_exact_match_gives_the_sequential_picture_on_a_gpu():
     method = ExactMatchJacobiDecoding(window=6)
     tokens, _ = decode_all(method, model, layout, condition, sampling)
     assert torch.equal(tokens, expected)
+
+
+def toy(pictures, grid=(8, 6)):
+    """A toy on the GPU whose attention grows over a bucket of slots, and what it draws."""
+    model = ToyTokenModel(4, grid, seed=3).cuda()
+    sampling = Sampling.create(list(range(pictures)), 1.6, 0.9)
+    sampling.top_k[::2], sampling.top_p[1:] = 3, 0.9
+    layout = model.layout(grid)
+    layout.forced[7] = 2
+    return model, layout, model.condition([n % 2 for n in range(pictures)], True), sampling
+
+
+def by_one_launch_at_a_time(method, *given):
+    method.capturable = False
+    tokens, _ = decode_all(method, *given)
+    del method.capturable
+    return tokens
+
+
+@pytest.mark.parametrize("backend", ["torch", "cuda"])
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_passes_give_the_tokens_of_eager_ones(monkeypatch, method, backend):
+    monkeypatch.setenv(dispatch.VARIABLE, backend)
+    method, given = METHODS[method], toy(5)
+    expected = by_one_launch_at_a_time(method, *given)
+    for _ in range(2):  # the second call finds the graphs of the first
+        tokens, _ = decode_all(method, *given)
+        assert torch.equal(tokens, expected)
+    state = method.kept[1]
+    count = state.captured.count
+    assert count == 2 and state.fused == (backend == "cuda")
+    other = given[3]._replace(seed=given[3].seed + 90)
+    tokens, _ = decode_all(method, *given[:3], other)
+    assert torch.equal(tokens, by_one_launch_at_a_time(method, *given[:3], other))
+    assert method.kept[1] is state and state.captured.count == count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_captured_pass_waits_for_nothing(method):
+    method, (model, layout, condition, sampling) = METHODS[method], toy(3)
+    state = method.init(model, layout, 3, True, 3)
+    method.admit(state, torch.arange(3, device="cuda"), condition, sampling)
+    for _ in range(3):
+        method.advance(state)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            method.advance(state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pictures_may_be_admitted_between_captured_passes():
+    method, (model, layout, condition, sampling) = METHODS["maximal"], toy(2)
+    expected = by_one_launch_at_a_time(method, model, layout, condition, sampling)
+    state = method.init(model, layout, 2, True, 3)
+    for index in range(2):
+        one = torch.tensor([index], device="cuda")
+        rows = torch.tensor([index, 2 + index])
+        part = type(condition)(condition.prefix[rows], condition.mask[rows])
+        options = Sampling(*(option[index : index + 1] for option in sampling))
+        method.admit(state, one, part, options)
+        for _ in range(5):
+            method.advance(state)
+    while state.open_length.read() >= 0:
+        step = method.advance(state)
+    assert torch.equal(step.tokens, expected)

@@ -11,6 +11,7 @@ import torch
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.engine import Engine, EngineClosed, QueueFull
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
@@ -22,6 +23,8 @@ METHODS = {
     "exact-match": ExactMatchJacobiDecoding(window=4),
     "jacobi": SpeculativeJacobiDecoding(window=4),
     "gumbel": SpeculativeJacobiDecoding(window=3, coupling="gumbel"),
+    "tree": TreeDecoding(window=3, tree="2", drafter="left-law+above-law"),
+    "adapting": TreeDecoding(window=4, tree="2", adapt="length"),
     "lossy": SpeculativeJacobiDecoding(window=3, rule="typical"),
 }
 ASKED = [

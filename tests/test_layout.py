@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visual_ar.layout import FREE, raster_layout
+from visual_ar.layout import ABSENT, FREE, neighbour_layout, raster_layout
 
 SNAKE = torch.tensor([0, 1, 2, 5, 4, 3])  # rank -> cell of a 2x3 grid, every second row reversed
 
@@ -81,3 +81,40 @@ def test_bad_grids_are_refused(grid):
 def test_forced_tokens_of_another_length_are_refused():
     with pytest.raises(ValueError, match="each of the 6 cells, got 5"):
         raster_layout((2, 3)).with_forced(torch.full((5,), FREE))
+
+
+def test_neighbour_order_goes_by_distance_from_the_first_cell():
+    layout = neighbour_layout((2, 3))
+    assert layout.order.tolist() == [0, 1, 3, 2, 4, 5]
+    assert layout.group_end.tolist() == [1, 3, 3, 5, 5, 6]
+    assert layout.group_start.tolist() == [0, 1, 1, 3, 3, 5]
+    assert layout.largest_group == 2
+    assert layout.positions[3].tolist() == [0, 0, 2]
+    left, above = layout.sources.T.tolist()
+    assert left == [-1, 0, ABSENT, 1, 2, 4]
+    assert above == [-1, ABSENT, 0, ABSENT, 1, 3]
+    assert not layout.is_chain
+
+
+@pytest.mark.parametrize("grid", [(4, 16, 16), (3, 1, 2), (5, 7), (1, 4)])
+def test_sources_are_the_cells_before_along_each_axis(grid):
+    layout = neighbour_layout(grid)
+    groups = sum(grid) - len(grid) + 1
+    assert len(layout.group_end.unique()) == groups
+    cells = raster_layout(grid).positions
+    for axis, sources in zip((2, 1, 0), layout.sources.T, strict=False):
+        there = sources[1:] >= 0
+        assert torch.equal(there, layout.positions[1:, axis] > 0)
+        moved = layout.positions[1:][there].clone()
+        moved[:, axis] -= 1
+        assert torch.equal(layout.positions[sources[1:][there]], moved)
+    assert torch.equal(layout.positions, cells[layout.order])
+    distance = layout.positions.sum(1)
+    visible = torch.arange(layout.length) < layout.group_end[:, None]
+    assert torch.equal(visible, distance <= distance[:, None])
+
+
+@pytest.mark.parametrize("grid", [(4,), (2, 0), (1, 2, 3, 4)])
+def test_grids_without_two_axes_have_no_neighbour_order(grid):
+    with pytest.raises(ValueError, match="grid must hold two to three axes"):
+        neighbour_layout(grid)

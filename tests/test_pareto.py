@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.evaluation.frechet import frechet_distance, statistics
-from visual_ar.evaluation.pareto import SUITE, Asked, pareto
+from visual_ar.evaluation.pareto import WITH_DENOISING, WITH_HEAD, Asked, pareto, suite
 from visual_ar.evaluation.pareto_chart import save_chart, table, values
 from visual_ar.evaluation.quality import Features, choose, to_pixels
 from visual_ar.evaluation.speed import Schedule, parse_method
+from visual_ar.models.draft_head import DraftHead
 
 METHODS = ("jacobi:window=4", "jacobi:window=4,rule=omega/omega=3")
 SCHEDULE = Schedule(pictures=1, batches=(1,), rounds=1, warmup=0)
@@ -95,9 +96,16 @@ def test_the_chart_and_the_table_show_every_method(tiny_text_pipeline, dataset, 
         assert name in text
 
 
-def test_every_method_of_the_suite_exists():
-    for name in SUITE:
+def test_every_method_of_the_suite_exists(tiny_text_pipeline):
+    assert not set(suite(tiny_text_pipeline)) & {*WITH_HEAD, *WITH_DENOISING}
+    for name in (*suite(tiny_text_pipeline), *WITH_HEAD, *WITH_DENOISING):
         parse_method(name)
+
+
+def test_a_draft_head_brings_its_methods(tiny_text_pipeline):
+    model = tiny_text_pipeline.model
+    model.use_draft_head(DraftHead.start_from(model))
+    assert set(WITH_HEAD) < set(suite(tiny_text_pipeline))
 
 
 def test_what_cannot_be_measured_is_refused(tiny_text_pipeline, dataset):
@@ -128,7 +136,7 @@ def test_the_command_writes_a_document_and_a_chart(tiny_text_pipeline, dataset, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "suite must be one of pareto, got 'fast'"),
+        (["--suite", "fast"], "suite must be one of pareto, families, got 'fast'"),
         (["--suite", "pareto", "--data", "nowhere"], "which does not exist; visual-ar data emoji"),
     ],
 )

@@ -270,6 +270,8 @@ def test_the_command_reports_retrieval(saved_emoji, tiny_text_pipeline, tmp_path
     assert report["resolution"] == 32
     assert report["train"]["prompts"] == 6
     assert report["tone_test"]["prompts"] == 4
+    assert report["command"].startswith("visual-ar evaluate retrieval --model")
+    assert report["data"]["pictures"] == NAMES * len(TONES) and report["weights"]
     assert len(list((tmp_path / "kept").glob("*.npy"))) == 4
 
 

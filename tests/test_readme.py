@@ -19,7 +19,7 @@ PYTHON = [body for language, body in BLOCKS if language == "python"]
 COMMANDS = [
     line for language, body in BLOCKS if language == "bash" for line in body.strip().splitlines()
 ]
-ELSEWHERE = ("train ", "data ", "convert ", "serve ")
+ELSEWHERE = ("train ", "data ", "convert ", "serve ", "demo")
 """Commands that need hours, a registry or somebody's checkpoint, or that do not end by themselves;
 their own tests run them."""
 SERVICE = "http://127.0.0.1:8000"

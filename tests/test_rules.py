@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from visual_ar.accel import acceptance
+from visual_ar.accel.code_rules import Lantern
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.rules import RULES, Block, Exact, Lantern, Rule, parse_rule
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import RULES, Block, Exact, parse_rule
 from visual_ar.sampling import CategoricalLaw, Sampling
 from visual_ar.testing import ToyTokenModel, chi_square, decode_all, enumerate_law
 from visual_ar.tokenizers.vq import VQTokenizer

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset, digest, load, save
 from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.quantizers import VectorQuantizer
@@ -28,6 +31,7 @@ from visual_ar.training.muon import orthogonal
 from visual_ar.training.pictures import psnr, shifted, to_float, to_uint8
 from visual_ar.training.recipe import Codebook, Optimiser, ReconstructionLoss
 from visual_ar.training.state import Log, load_checkpoint, save_checkpoint
+from visual_ar.training.trunk import start_from
 
 TOKENIZER = """
 name = "emoji_tokenizer"
@@ -266,6 +270,52 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     pipe.scheduler = SequentialDecoding()
     assert pipe("alias", seeds=1).images[0].size == (pipe.config.width, pipe.config.height)
     assert (whole / "pipeline" / "model" / "config.json").read_text().count(str(tmp_path)) == 0
+
+
+def test_a_parallel_generator_starts_from_a_next_token_trunk(
+    recipe: Path, data: Path, tmp_path: Path
+) -> None:
+    run(recipe, data, tmp_path / "emoji_tokenizer")
+    plain, parallel = tmp_path / "emoji.toml", tmp_path / "emoji_nar.toml"
+    plain.write_text(GENERATOR)
+    family = 'name = "emoji_nar"\nfamily = "nar"\ntrunk = "emoji"'
+    text = GENERATOR.replace('name = "emoji"', family).replace("steps = 6", "steps = 3")
+    parallel.write_text(text.replace("n_layer = 2", "n_layer = 1\nffn_dim = 24"))
+    with pytest.raises(FileNotFoundError, match="trunk must be trained first: recipe emoji"):
+        run(parallel, data, tmp_path / "emoji_nar")
+    run(plain, data, tmp_path / "emoji")
+    metrics = run(parallel, data, tmp_path / "emoji_nar")
+    assert metrics["quality"]["held_out_loss"] < 2 * math.log(16)
+    assert not (tmp_path / "emoji_nar" / "captions.safetensors").exists()
+    pipe = VisualARPipeline.from_pretrained(tmp_path / "emoji_nar" / "pipeline")
+    assert pipe.model.grid == (4, 4)
+    output = pipe("alias", seeds=1)
+    assert output.stats.passes == [7]
+    trunk = VisualARPipeline.from_pretrained(tmp_path / "emoji" / "pipeline")
+    trunk.draft_with(pipe)
+    trunk.scheduler = HybridDecoding(window=4)
+    assert trunk("alias", seeds=1).images[0].size == output.images[0].size
+
+
+def test_a_trunk_gives_every_head_its_head_and_leading_parts() -> None:
+    torch.manual_seed(0)
+    options = {"dim": 16, "n_head": 2, "vocab_size": 8, "grid_size": 2, "num_classes": 3}
+    trunk, model = nn.Module(), nn.Module()
+    trunk.model, model.model = LlamaGen(n_layer=2, **options), NAR(n_layer=1, ffn_dim=24, **options)
+    nn.init.normal_(trunk.model.output.weight)
+    nn.init.normal_(trunk.model.norm.weight)
+    state = trunk.state_dict()
+    start_from(model, state)
+    for head, norm in zip(model.model.outputs, model.model.norms, strict=True):
+        assert torch.equal(head.weight, trunk.model.output.weight)
+        assert torch.equal(norm.weight, trunk.model.norm.weight)
+    for ours, theirs in zip(model.model.layers, trunk.model.layers, strict=True):
+        assert torch.equal(ours.attention.wqkv.weight, theirs.attention.wqkv.weight)
+        assert torch.equal(ours.feed_forward.w1.weight, theirs.feed_forward.w1.weight[:24])
+        assert torch.equal(ours.feed_forward.w2.weight, theirs.feed_forward.w2.weight[:, :24])
+    del state["model.norm.weight"]
+    with pytest.raises(ValueError, match=r"trunk must have the parameter model\.norm\.weight"):
+        start_from(model, state)
 
 
 def test_a_generator_needs_its_tokenizer(data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ CLASSES = {  # public name -> module
     "SequentialDecoding": "sequential",
     "SpeculativeJacobiDecoding": "jacobi",
     "ExactMatchJacobiDecoding": "exact_match",
+    "TreeDecoding": "tree_decoding",
+    "DraftHeadDecoding": "draft_head",
+    "SpeculativeDenoisingDecoding": "denoising",
+    "GroupDecoding": "groups",
+    "HybridDecoding": "hybrid",
 }
 
 METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
@@ -24,6 +29,13 @@ METHODS = {  # command-line name -> class, or class.preset for a classmethod tha
     "jacobi": "SpeculativeJacobiDecoding",
     "jacobi-published": "SpeculativeJacobiDecoding.published",
     "exact-match": "ExactMatchJacobiDecoding",
+    "tree": "TreeDecoding",
+    "tree-spatial": "TreeDecoding.spatial",
+    "tree-adaptive": "TreeDecoding.adaptive",
+    "draft-head": "DraftHeadDecoding",
+    "denoising": "SpeculativeDenoisingDecoding",
+    "groups": "GroupDecoding",
+    "hybrid": "HybridDecoding",
 }
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]

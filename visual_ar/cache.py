@@ -69,22 +69,32 @@ class KVCache:
             values[:, : self.extent].transpose(1, 2),
         )
 
-    def visible(self, slots: Tensor) -> Tensor:
-        """The causal mask of queries at `slots`, with the padding columns of the prefix hidden.
+    def visible(self, slots: Tensor, end: Tensor | None = None) -> Tensor:
+        """The mask of queries at `slots`, with the padding columns of the prefix hidden.
 
         A query always sees its own slot, so that a row of padding never has nothing to attend to.
 
         Args:
             slots: int64 [R, Q].
+            end: int64 [R, Q], first slot that each query does not see; None is the causal rule.
 
         Returns:
             bool [R, 1, Q, extent], True where attended.
         """
         columns = self._slots[: self.extent]
-        causal = columns <= slots[..., None]  # [R, Q, extent]
-        padding = ~self.prefix_mask  # [R, P]
-        causal[..., : self.prefix] &= ~padding[:, None]
-        return (causal | (columns == slots[..., None]))[:, None]
+        seen = columns < (slots + 1 if end is None else end)[..., None]  # [R, Q, extent]
+        seen[..., : self.prefix] &= self.prefix_mask[:, None]
+        return (seen | (columns == slots[..., None]))[:, None]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies keys and values of every layer between slots of the same row.
+
+        Args:
+            source: int64 [R, M], slots read, all of them before any is written.
+            target: int64 [R, M], slots written, different from each other.
+        """
+        for buffer in (self.keys, self.values):
+            buffer[:, self._rows, target] = buffer[:, self._rows, source]
 
     def assign(self, rows: Tensor, part: KVCache) -> None:
         """Takes over the prefix of newly admitted rows, computed in a small cache of their own.

@@ -13,11 +13,14 @@ class Condition(NamedTuple):
     Attributes:
         prefix: [R, P, D] embeddings of the prefix tokens.
         mask: bool [R, P], False marks padding columns.
+        draft: the same pictures' prefix for a model that drafts, if there is one.
     """
 
     prefix: Tensor
     mask: Tensor
+    draft: Condition | None = None
 
     def rows(self, index: Tensor) -> Condition:
         """The condition of some rows only. index: int64 [r]."""
-        return Condition(self.prefix[index], self.mask[index])
+        draft = None if self.draft is None else self.draft.rows(index)
+        return Condition(self.prefix[index], self.mask[index], draft)

@@ -28,7 +28,7 @@ def convert(source: Path, output: Path, grid: int | None = None) -> str:
     """Turns a published checkpoint into a folder that `from_pretrained` of its class reads.
 
     Args:
-        source: a .pt, .pth, .bin, .ckpt or .safetensors file of a LlamaGen generator, a VQ
+        source: a .pt, .pth, .bin, .ckpt or .safetensors file of a LlamaGen or NAR generator, a VQ
             tokenizer, or a binary tokenizer of Open-MAGVIT2 or BitDance.
         output: folder to write; it must be new or empty.
         grid: rows and columns of a generator's grid, when the file name does not tell.
@@ -85,7 +85,9 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state: Any = checkpoint
     for wrapper in _WRAPPERS:
         if isinstance(checkpoint.get(wrapper), Mapping):
-            state = checkpoint[wrapper]
+            inner = checkpoint[wrapper]
+            # NAR's video models lie one level deeper, beside their arguments.
+            state = inner["sd"] if isinstance(inner.get("sd"), Mapping) else inner
             break
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -107,6 +109,9 @@ def _recognise(
     state: dict[str, Tensor], source: Path, grid: int | None
 ) -> tuple[type[ModelMixin], dict[str, Any], Mapping[str, Tensor]]:
     """Class, constructor arguments and parameters of a checkpoint."""
+    if "medusa_output.weight" in state or "output_R.weight" in state:
+        family = import_module("visual_ar.models.nar")
+        return family.NAR, *family.convert_official(state, source.name, grid)
     if "tok_embeddings.weight" in state:
         family = import_module("visual_ar.models.llamagen")
         return family.LlamaGen, *family.convert_official(state, source.name, grid)
@@ -117,7 +122,7 @@ def _recognise(
         family = import_module("visual_ar.tokenizers.binary")
         return family.BinaryTokenizer, *family.convert_official(state)
     raise ValueError(
-        f"{source} is no LlamaGen generator and no VQ tokenizer or binary tokenizer: it has "
+        f"{source} is no LlamaGen or NAR generator and no VQ tokenizer or binary tokenizer: it has "
         "neither tok_embeddings.weight nor quantize.embedding.weight nor "
         f"decoder.adaptive.0.gamma.weight, but {sorted(state)[:3]}"
     )

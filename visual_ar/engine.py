@@ -318,7 +318,7 @@ class Engine:
         try:
             # Not `advance`, which lets attention read as far as the longest picture: sums over
             # another number of slots round differently, and a picture would feel its neighbours.
-            step = self._method.step(self._state)
+            step = self._method.run(self._state)
             self._known.push(step.known.sum(1))
         except Exception as error:
             for index, slot in enumerate(self._slots):

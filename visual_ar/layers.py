@@ -87,13 +87,13 @@ class Pass(NamedTuple):
     """What all layers of one pass share, computed once.
 
     Attributes:
-        rotation: complex64 [R, Q, 1, 1, d_h / 2], see `rotate`.
+        rotation: complex64 [R, Q, 1, 1, d_h / 2], see `rotate`; None turns nothing.
         mask: [R, 1, Q, S] added to the scores; None is the causal mask over one full sequence.
         cache: where keys and values live; None attends within the pass only.
         slots: int64 [R, Q], slots that the queries are written to; None without a cache.
     """
 
-    rotation: Tensor
+    rotation: Tensor | None = None
     mask: Tensor | None = None
     cache: KVCache | None = None
     slots: Tensor | None = None
@@ -128,7 +128,10 @@ class Attention(nn.Module):
         """
         rows, queries, dim = x.shape
         qkv = self.wqkv(x).view(rows, queries, 3, self.heads, dim // self.heads)
-        q, k = rotate(qkv[:, :, :2], shared.rotation).transpose(1, 3).unbind(2)
+        turned = qkv[:, :, :2]
+        if shared.rotation is not None:
+            turned = rotate(turned, shared.rotation)
+        q, k = turned.transpose(1, 3).unbind(2)
         v = qkv[:, :, 2].transpose(1, 2)
         if shared.cache is not None and shared.slots is not None:
             k, v = shared.cache.update(layer, k, v, shared.slots)

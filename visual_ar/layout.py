@@ -13,6 +13,9 @@ from torch import Tensor
 FREE = -1
 """Value of `Layout.forced` where the model chooses the token."""
 
+ABSENT = -2
+"""Value of `Layout.sources` where a rank has fewer sources than others."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -22,7 +25,8 @@ class Layout:
         grid: (T, H, W), (H, W) or (N,): cells along each axis.
         order: int64 [N], rank -> cell (cells count in raster order).
         group_end: int64 [N], first rank that is *not* visible from this rank.
-        sources: int64 [N, A], ranks whose hidden state predicts this one; -1 is the prefix's last.
+        sources: int64 [N, A], ranks whose hidden state predicts this one; -1 is the prefix's last,
+            `ABSENT` no source.
         positions: int64 [N, 3], (frame, row, column) of the rank's cell, for position embeddings.
         forced: int64 [N] or [B, N], token id fixed at that rank, or -1 where the model chooses.
     """
@@ -45,6 +49,16 @@ class Layout:
         ranks = torch.arange(self.length, device=self.order.device)
         next_token = self.sources.shape[1] == 1 and bool((self.sources[:, 0] == ranks - 1).all())
         return next_token and bool((self.group_end == ranks + 1).all())
+
+    @property
+    def group_start(self) -> Tensor:
+        """int64 [N], first rank of the group that the rank belongs to."""
+        return torch.searchsorted(self.group_end, self.group_end)
+
+    @property
+    def largest_group(self) -> int:
+        """Ranks of the largest group: what a pass that draws whole groups has to predict."""
+        return int((self.group_end - self.group_start).max())
 
     @property
     def shape3d(self) -> tuple[int, int, int]:
@@ -90,12 +104,8 @@ def raster_layout(grid: tuple[int, ...]) -> Layout:
     Raises:
         ValueError: the grid has no or more than three axes, or an axis below 1.
     """
-    if not 1 <= len(grid) <= 3 or min(grid) < 1:
-        raise ValueError(f"grid must hold one to three axes of at least 1 cell, got {grid}")
-    frames, rows, columns = (1, 1, *grid)[-3:]
-    axes = [torch.arange(n) for n in (frames, rows, columns)]
-    positions = torch.cartesian_prod(*axes).reshape(-1, 3)
-    ranks = torch.arange(frames * rows * columns)
+    positions = _positions(grid, least_axes=1)
+    ranks = torch.arange(len(positions))
     return Layout(
         grid=tuple(grid),
         order=ranks,
@@ -104,3 +114,47 @@ def raster_layout(grid: tuple[int, ...]) -> Layout:
         positions=positions,
         forced=torch.full_like(ranks, FREE),
     )
+
+
+def neighbour_layout(grid: tuple[int, ...]) -> Layout:
+    """Next-neighbour order: group s holds every cell at Manhattan distance s from the first one.
+
+    He et al. (2025), "Neighboring autoregressive modeling for efficient visual generation",
+    section 3.2: H + W - 1 groups for pictures, T + H + W - 2 for clips. A rank sees all groups up
+    to its own. Its sources are the cells before it along each axis: left, above, previous frame.
+
+    Args:
+        grid: two or three positive integers, (H, W) or (T, H, W).
+
+    Raises:
+        ValueError: the grid has another number of axes, or an axis below 1.
+    """
+    by_cell = _positions(grid, least_axes=2)
+    distance, order = by_cell.sum(1).sort(stable=True)
+    positions = by_cell[order]
+    rank = torch.argsort(order)  # cell -> rank
+    strides = torch.tensor([grid[-2] * grid[-1], grid[-1], 1])
+    before = [
+        torch.where(positions[:, axis] > 0, rank[(order - strides[axis]).clamp(min=0)], ABSENT)
+        for axis in (2, 1, 0)[: len(grid)]
+    ]
+    sources = torch.stack(before, dim=1)
+    sources[0] = -1
+    return Layout(
+        grid=tuple(grid),
+        order=order,
+        group_end=torch.searchsorted(distance, distance, right=True),
+        sources=sources,
+        positions=positions,
+        forced=torch.full_like(order, FREE),
+    )
+
+
+def _positions(grid: tuple[int, ...], least_axes: int) -> Tensor:
+    """int64 [N, 3], (frame, row, column) of every cell in raster order."""
+    if not least_axes <= len(grid) <= 3 or min(grid) < 1:
+        least = {1: "one", 2: "two"}[least_axes]
+        raise ValueError(f"grid must hold {least} to three axes of at least 1 cell, got {grid}")
+    frames, rows, columns = (1, 1, *grid)[-3:]
+    axes = [torch.arange(n) for n in (frames, rows, columns)]
+    return torch.cartesian_prod(*axes).reshape(-1, 3)

@@ -1,27 +1,33 @@
 """Finds a saved pipeline by name and checks its files, before anything is built from them.
 
+A folder may also hold only what is added to the model of another pipeline, its base.
+
 Only safetensors and JSON are read. Knows the file layout of diffusers; knows no family.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from visual_ar.assets import bundled
 
 INDEX = "model_index.json"
+BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # never pickles, never code
 
@@ -99,6 +105,90 @@ def check(folder: Path, pipeline: str) -> None:
                 _check_weights(folder / name, component)
 
 
+class Delta(NamedTuple):
+    """What a folder adds to the model of another pipeline.
+
+    Attributes:
+        base: name of that pipeline.
+        fingerprint: of its model.
+        model_class: has `from_base`, which builds the model from the other one and `options`.
+        options: arguments of the model.
+        parameters: that are added.
+        scheduler: decoding method.
+    """
+
+    base: str
+    fingerprint: str
+    model_class: Any
+    options: dict[str, Any]
+    parameters: dict[str, Tensor]
+    scheduler: Any
+
+    def extend(self, model: Any) -> Any:
+        """The model that was trained, from the one of the base."""
+        extended = self.model_class.from_base(model, self.options)
+        extended.load_state_dict(self.parameters, strict=False)
+        return extended.eval()
+
+
+def read_delta(folder: Path, pipeline: str) -> Delta | None:
+    """What a folder adds to another pipeline, or None when it holds a whole one.
+
+    Args:
+        folder: whose index names its base, if it has any.
+        pipeline: name of the class that saved it.
+
+    Raises:
+        ValueError: a file of it is damaged.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    index = _read_json(path, "")
+    if BASE not in index:
+        return None
+    expected = {"_class_name": pipeline, BASE: str, BASE_SHA256: str, "model": list}
+    for key, value in (expected | {"scheduler": list}).items():
+        found = index.get(key)
+        if found != value and not (isinstance(value, type) and isinstance(found, value)):
+            raise ValueError(f"{key} in {path} must be {value}, got {found!r}")
+    model_class = _component(folder, "model", *index["model"])
+    prefix = getattr(model_class, "delta_prefix", None)
+    if prefix is None:
+        raise ValueError(f"model in {path} must be a class that adds to another, got {model_class}")
+    _check_weights(folder / "model", model_class, prefix)
+    scheduler = _component(folder, "scheduler", *index["scheduler"])
+    settings = folder / "scheduler" / scheduler.config_name
+    return Delta(
+        index[BASE],
+        index[BASE_SHA256],
+        model_class,
+        _read_json(folder / "model" / "config.json", ""),
+        load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME),
+        scheduler.from_config(_read_json(settings, f"{settings.parent} must hold {settings.name}")),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of the weights in a component's folder, as they are in float16."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in sorted(load_file(file).items()):
+            digest.update(name.encode())
+            digest.update(value.to(torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_base(delta: Delta, folder: Path) -> None:
+    """Raises ValueError unless the pipeline in `folder` has the weights that `delta` adds to."""
+    found = fingerprint(folder / "model")
+    if found != delta.fingerprint:
+        raise ValueError(
+            f"the model of {delta.base!r} must have the weights that this one was trained from, "
+            f"of fingerprint {delta.fingerprint[:12]}, got {found[:12]}; train its recipe again"
+        )
+
+
 def _read_json(path: Path, rule: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -126,8 +216,14 @@ def _component(folder: Path, name: str, module: str, class_name: str) -> Any:
     return found
 
 
-def _check_weights(folder: Path, component: Any) -> None:
-    """Compares the shapes in the headers of the weight files with those of an empty model."""
+def _check_weights(folder: Path, component: Any, prefix: str = "") -> None:
+    """Compares the shapes in the headers of the weight files with those of an empty model.
+
+    Args:
+        folder: of the component.
+        component: its class.
+        prefix: of the parameters that the files must hold.
+    """
     config = folder / "config.json"
     options = _read_json(config, f"{folder.name} must hold config.json")
     try:
@@ -135,7 +231,8 @@ def _check_weights(folder: Path, component: Any) -> None:
             empty = component.from_config(options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{config} must describe a {component.__name__}: {error}") from None
-    expected = {key: list(value.shape) for key, value in empty.state_dict().items()}
+    state = empty.state_dict()
+    expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
     found = dict(_shapes(folder))
     for key, shape in expected.items():
         if key not in found:

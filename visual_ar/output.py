@@ -42,6 +42,7 @@ class Stats:
         mean_accepted_length: tokens a pass commits, the one drawn anew included.
         accepted_lengths: accepted length -> passes of a picture that committed so many.
         head_evaluations: evaluations of the model's head, summed over the pictures.
+        draft_evaluations: steps of a draft head, summed over the pictures; 0 without one.
         total_variation: what a lossy rule spent on a token on average, see `accel.rules`; None
             when lossless.
         step_compression: tokens of a picture over passes of the batch, whose slowest picture
@@ -65,6 +66,7 @@ class Stats:
     mean_accepted_length: float
     accepted_lengths: dict[int, int]
     head_evaluations: int
+    draft_evaluations: int
     total_variation: float | None
     step_compression: float
     acceptance_map: Tensor
@@ -106,6 +108,7 @@ class Tally:
         known: bool [B, N], in decode order.
         passes: made for the batch.
         head_evaluations: summed over the pictures.
+        draft_evaluations: summed over the pictures.
         spent: fp32 [], total variation spent so far; None when lossless.
     """
 
@@ -113,6 +116,7 @@ class Tally:
     known: Tensor
     passes: int = 0
     head_evaluations: int = 0
+    draft_evaluations: int = 0
     spent: Tensor | None = None
 
     @classmethod
@@ -131,6 +135,7 @@ class Tally:
             known=step.known,
             passes=self.passes + 1,
             head_evaluations=self.head_evaluations + step.head_evaluations,
+            draft_evaluations=self.draft_evaluations + step.draft_evaluations,
             spent=spent,
         )
 
@@ -194,6 +199,7 @@ class Run:
             mean_accepted_length=committed / max(sum(passes), 1),
             accepted_lengths={length: lengths[length] for length in sorted(lengths)},
             head_evaluations=tally.head_evaluations,
+            draft_evaluations=tally.draft_evaluations,
             total_variation=None if tally.spent is None else float(tally.spent) / max(committed, 1),
             step_compression=committed / len(accepted) / max(*passes, 1),
             acceptance_map=self.layout.cells(accepted).unflatten(1, self.layout.grid),

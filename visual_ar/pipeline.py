@@ -24,8 +24,10 @@ from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.host_copy import HostCopy
 from visual_ar.bits import check_bit_warps
 from visual_ar.conditioning import Condition
+from visual_ar.drafting import check_drafter
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
 from visual_ar.request import (
     Labels,
@@ -60,6 +62,7 @@ class VisualARPipeline(DiffusionPipeline):
         scheduler: the decoding method.
         text_encoder: its `encode` turns B texts into features [B, P, C] and their mask bool [B, P];
             None for class-conditional models.
+        draft_head: drafts tokens for the model, for methods that need one.
         class_names: one a class, for models whose classes have names.
         height: default height of a picture in pixels.
         width: default width.
@@ -74,7 +77,9 @@ class VisualARPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->model->image_tokenizer"
-    _optional_components = ["text_encoder"]  # noqa: RUF012  (read by diffusers as a class list)
+    # Read by diffusers as class lists. A draft head takes turns with the model in every pass.
+    _optional_components = ["text_encoder", "draft_head"]  # noqa: RUF012
+    _exclude_from_cpu_offload = ["draft_head"]  # noqa: RUF012
     _callback_tensor_inputs = ["tokens", "known"]  # noqa: RUF012  (likewise)
 
     def __init__(
@@ -83,6 +88,7 @@ class VisualARPipeline(DiffusionPipeline):
         image_tokenizer: VisualTokenizer,
         scheduler: Decoding,
         text_encoder: ModelMixin | None = None,
+        draft_head: DraftHead | None = None,
         class_names: list[str] | None = None,
         height: int = 256,
         width: int = 256,
@@ -98,6 +104,7 @@ class VisualARPipeline(DiffusionPipeline):
             image_tokenizer=image_tokenizer,
             scheduler=scheduler,
             text_encoder=text_encoder,
+            draft_head=draft_head,
         )
         self.register_to_config(
             class_names=class_names,
@@ -111,6 +118,7 @@ class VisualARPipeline(DiffusionPipeline):
         )
         self._image_processor = VaeImageProcessor()
         self._interrupt = False
+        self._drafts: VisualARPipeline | None = None
         self._check_components()
 
     @classmethod
@@ -126,6 +134,7 @@ class VisualARPipeline(DiffusionPipeline):
 
         Args:
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
+                What only adds to another pipeline brings that one along.
             dtype: of the weights; by default float32.
             revision: branch, tag or commit on the hub.
             token: for hub repositories that are not public.
@@ -137,6 +146,13 @@ class VisualARPipeline(DiffusionPipeline):
             OSError: the hub cannot be reached.
         """
         folder = loading.find(name, revision, token, local_files_only)
+        delta = loading.read_delta(folder, cls.__name__)
+        if delta is not None:
+            base = loading.find(delta.base, None, token, local_files_only)
+            loading.check_base(delta, base)
+            pipe = cls.from_pretrained(base, dtype)
+            pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
+            return pipe
         loading.check(folder, cls.__name__)
         pipe = super().from_pretrained(
             str(folder),
@@ -192,6 +208,7 @@ class VisualARPipeline(DiffusionPipeline):
             self.config.height if height is None else height,
             self.config.width if width is None else width,
         )
+        self._introduce_draft_head()
         self.scheduler.check(self.model, layout, self.image_tokenizer)
         completion = check_completion(
             image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
@@ -335,6 +352,23 @@ class VisualARPipeline(DiffusionPipeline):
         output = VisualAROutput(images=images, tokens=preview.tokens, stats=preview.stats)
         return output if return_dict else output.to_tuple()
 
+    def draft_with(self, drafter: VisualARPipeline | None) -> None:
+        """Lets another pipeline's model draft for this one's, for the method "hybrid".
+
+        The drafter is neither saved nor moved with this pipeline.
+
+        Args:
+            drafter: draws the same subjects with the same tokenizer; None takes it away.
+
+        Raises:
+            ValueError: the two do not share a tokenizer, a device or a kind of subject, or the
+                drafter cannot order the grid or tell the laws of its drafts.
+        """
+        if drafter is not None:
+            check_drafter(self, drafter)
+        self.model.use_draft_model(None if drafter is None else drafter.model)
+        self._drafts = drafter
+
     def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
         """The prefix of every picture, and of its unconditional twin when guided.
 
@@ -343,6 +377,13 @@ class VisualARPipeline(DiffusionPipeline):
             guided: whether there are twins; None is what the request needs.
         """
         guided = request.guided if guided is None else guided
+        condition = self._prefix(request, guided)
+        if self._drafts is None:
+            return condition
+        return condition._replace(draft=self._drafts.encode_condition(request, guided))
+
+    def _prefix(self, request: Request, guided: bool) -> Condition:
+        """The prefixes of this pipeline's own model."""
         if self._classes is not None:
             self._onload("model")
             labels = torch.tensor(request.conditions, device=self._execution_device)
@@ -468,6 +509,11 @@ class VisualARPipeline(DiffusionPipeline):
         if hook is not None:
             hook.pre_forward(component)
 
+    def _introduce_draft_head(self) -> None:
+        """Tells the model of the component, which may have been exchanged."""
+        if self.model.draft_head is not self.draft_head:
+            self.model.use_draft_head(self.draft_head)
+
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
         if model.bits != tokenizer.bits:
@@ -485,6 +531,7 @@ class VisualARPipeline(DiffusionPipeline):
                 f"class_names must have one name for each of {self._classes} classes, "
                 f"got {len(config.class_names)}"
             )
+        self._introduce_draft_head()
         layout = self._layout(config.height, config.width)
         options = {key: config[key] for key in OPTIONS}
         self._check_sampling(make_sampling([0], layout.length, **options))

@@ -7,6 +7,8 @@ inside; it does exercise the cache, absolute slots and masks the way a transform
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
@@ -16,14 +18,17 @@ from torch import Tensor
 from visual_ar.accel.decoding import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
-from visual_ar.layout import Layout, raster_layout
-from visual_ar.models.base import TokenModel
+from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
+from visual_ar.models.base import DenoisingModel, TokenModel
+from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
 from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
 
 
-class ToyTokenModel(TokenModel):
+class ToyTokenModel(DenoisingModel):
     """Sums what every earlier (rank, token) pair contributes, and reads logits off the sum.
+
+    Noisy inputs are summed like any others, so that whoever conditions on them has another law.
 
     Args:
         vocab_size: V, at least 2.
@@ -32,9 +37,12 @@ class ToyTokenModel(TokenModel):
         hidden_size: D.
         sharpness: spread of the logits; the laws grow peaked with it.
         seed: of the random parameters.
+        order: "raster", or "neighbour" for groups of several tokens with several sources.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "trees", "denoising", "some sources"})
+    ends: Tensor  # int64 [P + N], first slot that each slot does not see
+    sources: Tensor  # int64 [N, A], see `Layout.sources`
 
     @register_to_config
     def __init__(
@@ -45,6 +53,7 @@ class ToyTokenModel(TokenModel):
         hidden_size: int = 6,
         sharpness: float = 1.5,
         seed: int = 0,
+        order: str = "raster",
     ) -> None:
         super().__init__()
         self._build(vocab_size)
@@ -53,7 +62,8 @@ class ToyTokenModel(TokenModel):
         """The random tables. outputs: of the head for a token."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed)
-        length = raster_layout(tuple(config.grid)).length
+        layout = self.layout(config.grid)
+        length = layout.length
 
         def table(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(*shape, generator=generator))
@@ -61,6 +71,13 @@ class ToyTokenModel(TokenModel):
         self.contributions = table(length, self.vocab_size, config.hidden_size)
         self.head = table(length, config.hidden_size, outputs)
         self.classes = table(3, config.prefix_length, config.hidden_size)
+        # Buffers, so that a captured pass finds them on its device.
+        prefix = config.prefix_length
+        ends = torch.cat([torch.arange(prefix) + 1, layout.group_end + prefix])
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("sources", layout.sources, persistent=False)
+        if config.order == "neighbour":  # one hidden state an axis
+            self.turns = table(len(config.grid), config.hidden_size, config.hidden_size)
 
     @property
     def vocab_size(self) -> int:
@@ -78,10 +95,11 @@ class ToyTokenModel(TokenModel):
         return self.config.hidden_size
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
-        """The raster order of the configured grid."""
+        """The configured order of the configured grid."""
         if tuple(grid) != tuple(self.config.grid):
             raise ValueError(f"grid must be {tuple(self.config.grid)}, got {tuple(grid)}")
-        return raster_layout(tuple(grid))
+        ordered = neighbour_layout if self.config.order == "neighbour" else raster_layout
+        return ordered(tuple(grid))
 
     def condition(self, labels: list[int], guided: bool) -> Condition:
         """Prefixes of classes 0 and 1; class 2 stands for no class. labels: one a picture."""
@@ -98,25 +116,78 @@ class ToyTokenModel(TokenModel):
         """What a token contributes at its rank. tokens, ranks: int64 [R, Q]; [R, Q, D]."""
         return self.contributions[self._position(ranks), tokens]
 
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Evenly spaced up to 4. [steps + 1]."""
+        return torch.linspace(0, 4, steps + 1, device=self.device)
+
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """The contributions, which are standard normal. int64 [R, Q] twice; [R, Q, D]."""
+        return self.embed(tokens, ranks).float()
+
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """The latents themselves. [R, Q, D]; ratios: [R, Q]; returns [R, Q, D]."""
+        return latents.to(self.dtype)
+
     def forward(
         self,
         x: Tensor,
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
+        noisy: Tensor | None = None,
     ) -> Tensor:
         """The sum over visible positions, squashed. x: [R, Q, D]; ranks: int64 [R, Q]."""
+        positions = ranks + self.prefix_length
+        end = self.ends[positions.clamp(max=len(self.ends) - 1)]
         if cache is None:
-            return torch.tanh(x.cumsum(1) * 0.6)
-        slots = ranks + cache.prefix
-        _, values = cache.update(0, x[:, None], x[:, None], slots)
-        mask = cache.visible(slots) if visible is None else visible
-        return torch.tanh((mask.to(values.dtype) @ values)[:, 0] * 0.6)
+            values = x
+            mask = (torch.arange(x.shape[1], device=x.device) < end[..., None])[:, None]
+        else:
+            slots = positions if slots is None else slots
+            _, values = cache.update(0, x[:, None], x[:, None], slots)
+            mask = cache.visible(slots, end) if visible is None else visible
+        total = (mask.to(values.dtype) @ values.view(len(x), 1, -1, self.hidden_size))[:, 0] * 0.6
+        if self.config.order == "raster":
+            return torch.tanh(total)
+        return torch.tanh(torch.einsum("rqd,ade->rqae", total, self.turns))
 
-    def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
-        """Logits of `ranks`. hidden: [R, Q, D]; ranks: int64 [R, Q]; returns [R, Q, V]."""
-        logits = hidden[..., None, :] @ self.head[self._position(ranks)]
-        return logits[..., 0, :].float() * self.config.sharpness
+    def predict(self, hidden: Tensor, ranks: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits of `ranks`, the mean over their sources.
+
+        Args:
+            hidden: [R, Q, D], or [R, Q, A, D].
+            ranks: int64 [R, Q].
+            present: bool [R, Q, A], the sources to read; None is all that exist.
+
+        Returns:
+            [R, Q, V].
+        """
+        position = self._position(ranks)
+        logits = hidden.reshape(*ranks.shape, -1, self.hidden_size) @ self.head[position]
+        if present is None:
+            present = self.sources[position] != ABSENT
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        return (logits * share[..., None]).sum(2).float() * self.config.sharpness
+
+    def logits(self, tokens: Tensor, condition: Condition) -> Tensor:
+        """Logits of whole sequences in decode order, without a cache.
+
+        Args:
+            tokens: int64 [B, N].
+            condition: of B rows.
+
+        Returns:
+            [B, N, V].
+        """
+        prefix = self.prefix_length
+        ranks = torch.arange(-prefix, len(self.sources), device=tokens.device)
+        ranks = ranks.expand(len(tokens), -1)
+        x = torch.cat([condition.prefix, self.embed(tokens, ranks[:, prefix:])], dim=1)
+        hidden = self.forward(x, ranks).view(*ranks.shape, -1, self.hidden_size)
+        columns = self.sources.clamp(min=-1) + prefix
+        ways = torch.arange(columns.shape[1], device=tokens.device)
+        return self.predict(hidden[:, columns, ways], ranks[:, prefix:])
 
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
@@ -132,6 +203,7 @@ class ToyBitModel(ToyTokenModel):
         hidden_size: D.
         sharpness: spread of the log-odds.
         seed: of the random parameters.
+        order: "raster" or "neighbour".
     """
 
     capabilities = frozenset({"bits"})
@@ -145,6 +217,7 @@ class ToyBitModel(ToyTokenModel):
         hidden_size: int = 6,
         sharpness: float = 1.5,
         seed: int = 0,
+        order: str = "raster",
     ) -> None:
         super(ToyTokenModel, self).__init__()
         self._build(bits)
@@ -164,6 +237,23 @@ class ToyBitModel(ToyTokenModel):
         return super().embed(bits_to_codes(tokens, "msb"), ranks)
 
 
+def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
+    """An untrained draft head for the toy: whatever it drafts, an exact method stays exact.
+
+    Args:
+        model: the toy, whose hidden size is a multiple of 4.
+        seed: of the random weights.
+    """
+    width, length = model.hidden_size, model.layout(model.config.grid).length
+    head = DraftHead(width, 1, model.vocab_size, math.isqrt(length - 1) + 1, ffn_dim=width)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    # Laws that are too peaked hide mistakes: all ways to draw from a point mass are alike.
+    torch.nn.init.normal_(head.norm.weight, std=0.2, generator=generator)
+    return head.eval()
+
+
 @torch.inference_mode()
 def enumerate_law(
     model: ToyTokenModel,
@@ -171,7 +261,7 @@ def enumerate_law(
     sampling: Sampling,
     forced: Tensor | None = None,
 ) -> Tensor:
-    """The exact probability of every sequence, by the chain rule over full causal passes.
+    """The exact probability of every sequence in decode order, by full passes without a cache.
 
     Args:
         model: the toy.
@@ -190,11 +280,9 @@ def enumerate_law(
     logits = []
     for name in (label, 2):
         prefix = model.classes[name].expand(count, -1, -1)
-        ranks = torch.arange(length).expand(count, -1)
+        mask = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
         tokens = codes_to_bits(sequences, model.bits, "msb") if model.bits else sequences
-        x = torch.cat([prefix, model.embed(tokens, ranks)], dim=1)[:, :-1]
-        hidden = model.forward(x, ranks)[:, model.prefix_length - 1 :]
-        logits.append(model.predict(hidden, ranks))
+        logits.append(model.logits(tokens, Condition(prefix, mask)))
     scale = sampling.guidance
     scale = scale if scale.dim() == 2 else scale[:, None]
     guided = guide(logits[0], logits[1], scale.expand(count, length))

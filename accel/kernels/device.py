@@ -1,4 +1,4 @@
-"""Compiles `verify.cu` for a GPU at first use, keeps the result on disk, and launches it.
+"""Compiles `verify.cu` for a GPU and a rule at first use, keeps it on disk, and launches it.
 
 Knows CUDA's driver and its run-time compiler through cuda-bindings, which torch depends on; knows
 nothing about who decides to use it. Nothing here is imported before a GPU asks for it.
@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel.kernels.reference import Verdict
+from visual_ar.accel.kernels.reference import COUPLINGS, Verdict
+from visual_ar.accel.kernels.specialise import KernelRule
 from visual_ar.accel.store import store_folder
 from visual_ar.sampling import Sampling
 
 SOURCE = Path(__file__).with_name("verify.cu")
+HEADERS = tuple(
+    SOURCE.with_name(f"{name}.cuh") for name in ("machine", "numbers", "select", "rules")
+)
 KERNELS = {
     torch.float32: "judge_float32",
     torch.float16: "judge_float16",
@@ -32,8 +36,8 @@ _DRAWS = 3
 _OPTIONS = ("--std=c++17", "--fmad=false")  # without fusing, results are those of the host build
 _POINTERS = (
     *("conditional", "unconditional", "guidance", "temperature", "top_k", "top_p"),
-    *("drafts", "q", "forced", "numbers", "seed", "rank", "attempt"),
-    *("laws", "tokens", "run", "flags", "draws"),
+    *("drafts", "q", "forced", "numbers", "seed", "rank", "attempt", "codes"),
+    *("laws", "tokens", "run", "flags", "initial", "draws"),
 )
 _STRIDES = (
     *("conditional_picture", "conditional_rank"),
@@ -42,14 +46,15 @@ _STRIDES = (
 
 
 class Arguments(ctypes.Structure):
-    """What a launch is given, field by field as in `verify.cu`."""
+    """What a launch is given, field by field as in `rules.cuh`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_longlong) for name in _STRIDES),
-        *((name, ctypes.c_float) for name in ("omega", "decay")),
+        ("options", ctypes.c_float * 2),
+        *((name, ctypes.c_int) for name in ("width", "size")),
         *((name, ctypes.c_int) for name in ("pictures", "window", "vocabulary")),
-        *((name, ctypes.c_int) for name in ("maximal", "on_chip")),
+        *((name, ctypes.c_int) for name in ("coupling", "on_chip")),
     )
 
 
@@ -65,13 +70,12 @@ def pack(
     conditional: Tensor,
     unconditional: Tensor | None,
     sampling: Sampling,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
-    omega: float,
-    decay: float,
-    maximal: bool,
+    rule: KernelRule,
+    coupling: str,
     forced: Tensor | None,
     numbers: Tensor | None,
     on_chip: bool,
@@ -79,9 +83,8 @@ def pack(
     """Allocates the outputs and fills the structure. Tensors as of `reference.verify`, checked.
 
     Args:
-        omega: factor of the acceptance test at the first draft, 1 for the exact test.
-        decay: of that factor along the window.
-        maximal: the coupling.
+        rule: the acceptance rule.
+        coupling: one of `reference.COUPLINGS`.
         on_chip: whether a row of V fp32 numbers fits into shared memory.
     """
     batch, window, vocabulary = conditional.shape
@@ -94,6 +97,7 @@ def pack(
         tokens=new(torch.int64, batch, window),
         laws=new(torch.float32, batch, window, vocabulary),
         flags=new(torch.int32, batch, window),
+        initial=new(torch.float32, batch, window),
     )
     logits = {"conditional": conditional, "unconditional": unconditional}
     rest = {
@@ -104,6 +108,7 @@ def pack(
         "numbers": numbers,
         "rank": rank,
         "attempt": attempt,
+        "codes": rule.codes,
         **verdict._asdict(),
         "draws": new(torch.int32, batch, window, _DRAWS),
     }
@@ -114,12 +119,13 @@ def pack(
     }
     arguments = Arguments(
         **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
-        omega=omega,
-        decay=decay,
+        options=rule.options,
+        width=0 if rule.codes is None else rule.codes.shape[1],
+        size=rule.size,
         pictures=batch,
         window=window,
         vocabulary=vocabulary,
-        maximal=maximal,
+        coupling=COUPLINGS.index(coupling),
         on_chip=on_chip,
     )
     for name in logits:
@@ -134,23 +140,22 @@ def verify(
     conditional: Tensor,
     unconditional: Tensor | None,
     sampling: Sampling,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
-    omega: float,
-    decay: float,
-    maximal: bool,
+    rule: KernelRule,
+    coupling: str,
     forced: Tensor | None,
     numbers: Tensor | None,
 ) -> Verdict:
     """`reference.verify` on the current stream of a GPU. Arguments as of `pack`."""
     batch, window, vocabulary = conditional.shape
     index = _index(conditional.device)
-    module = load(index)
+    module = load(index, rule.structure)
     row = vocabulary * ctypes.sizeof(ctypes.c_float)
     on_chip = row <= module.row_bytes
-    options = (omega, decay, maximal, forced, numbers, on_chip)
+    options = (rule, coupling, forced, numbers, on_chip)
     launch = pack(conditional, unconditional, sampling, drafts, q, rank, attempt, *options)
     with torch.cuda.device(index):
         shared = row if on_chip else 0
@@ -161,7 +166,7 @@ def verify(
 
 
 class Module(NamedTuple):
-    """The kernels on one device.
+    """The kernels for one rule on one device.
 
     Attributes:
         functions: by name.
@@ -173,8 +178,12 @@ class Module(NamedTuple):
 
 
 @functools.cache
-def load(index: int) -> Module:
-    """The kernels on a device, compiled unless they are on disk.
+def load(index: int, structure: str = "Exact") -> Module:
+    """The kernels for a rule on a device, compiled unless they are on disk.
+
+    Args:
+        index: of the device.
+        structure: of `rules.cuh`.
 
     Raises:
         ImportError: cuda-bindings is missing.
@@ -185,7 +194,7 @@ def load(index: int) -> Module:
     with torch.cuda.device(index):
         torch.cuda.current_stream().synchronize()  # makes the device's context the current one
         properties = torch.cuda.get_device_properties(index)
-        binary = binary_for(f"sm_{properties.major}{properties.minor}")
+        binary = binary_for(f"sm_{properties.major}{properties.minor}", structure)
         (module,) = _checked(driver.cuModuleLoadData(binary))
         functions = {}
         row_bytes = properties.shared_memory_per_block_optin
@@ -203,22 +212,24 @@ def load(index: int) -> Module:
     return Module(functions, row_bytes)
 
 
-def binary_for(architecture: str) -> bytes:
-    """The compiled kernels, from disk if this source was compiled by this compiler before.
+def binary_for(architecture: str, structure: str = "Exact") -> bytes:
+    """The compiled kernels, from disk if these sources were compiled by this compiler before.
 
     Args:
         architecture: such as "sm_90".
+        structure: of `rules.cuh`, the rule they are compiled for.
     """
     from cuda.bindings import nvrtc
 
     version = _checked(nvrtc.nvrtcVersion())
     source = SOURCE.read_bytes()
-    key = repr((architecture, version, _OPTIONS)).encode() + source
+    headers = b"".join(header.read_bytes() for header in HEADERS)
+    key = repr((architecture, structure, version, _OPTIONS)).encode() + headers + source
     path = folder() / f"verify-{architecture}-{hashlib.sha256(key).hexdigest()[:16]}.cubin"
     try:
         return path.read_bytes()
     except OSError:
-        binary = compile_for(source, architecture)
+        binary = compile_for(source, architecture, structure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
@@ -234,16 +245,21 @@ def folder() -> Path:
     return store_folder() / "kernels"
 
 
-def compile_for(source: bytes, architecture: str) -> bytes:
-    """Compiles with NVRTC, which needs no GPU.
+def compile_for(source: bytes, architecture: str, structure: str = "Exact") -> bytes:
+    """Compiles with NVRTC, which needs no GPU and is handed the headers by name.
 
     Raises:
         RuntimeError: the compiler refuses; its log is the message.
     """
     from cuda.bindings import nvrtc
 
-    (program,) = _checked(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), *(o.encode() for o in _OPTIONS)]
+    texts = [header.read_bytes() for header in HEADERS]
+    names = [header.name.encode() for header in HEADERS]
+    (program,) = _checked(
+        nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), len(texts), texts, names)
+    )
+    words = (f"--gpu-architecture={architecture}", f"--define-macro=RULE={structure}", *_OPTIONS)
+    options = [word.encode() for word in words]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status.value:
         (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program))

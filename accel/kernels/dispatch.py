@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visual_ar.accel.kernels import reference
 from visual_ar.accel.kernels.reference import Verdict
-from visual_ar.accel.rules import Exact, Omega, parse_rule
+from visual_ar.accel.kernels.specialise import bound_rule, for_kernel
 from visual_ar.sampling import Sampling, Warps
 
 VARIABLE = "VISUAL_AR_KERNELS"
@@ -86,14 +86,15 @@ def verify(
     unconditional: Tensor | None,
     sampling: Sampling,
     warps: Warps,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
     rule: str = "exact",
     coupling: str = "maximal",
     forced: Tensor | None = None,
     numbers: Tensor | None = None,
+    codes: Tensor | None = None,
 ) -> Verdict:
     """`reference.verify` by whoever serves the device, as one operator that a graph can hold.
 
@@ -102,17 +103,20 @@ def verify(
         unconditional: [B, W, V] or None.
         sampling: options of the B pictures, `guidance` [B, W].
         warps: what any picture needs.
-        drafts: int64 [B, W - 1].
-        q: fp32 [B, W - 1, V].
+        drafts: int64 [B, W - 1] or None.
+        q: fp32 [B, W - 1, V] or None.
         rank: int64 [B].
         attempt: int64 [B].
-        rule: "exact" or "omega", written as for `rules.parse_rule`.
-        coupling: "independent" or "maximal".
+        rule: one of `specialise.KERNEL_RULES`, written as for `rules.parse_rule`.
+        coupling: "independent", "maximal" or "gumbel".
         forced: int64 [B, W] or None.
         numbers: fp32 [4, B, W] in (0, 1) or None.
+        codes: [V, k], for the rules that compare codes: int64 nearest codes, each in [0, V), or
+            fp32 code vectors; None for the others.
 
     Raises:
-        ValueError: a rule the kernel does not have, or what `reference.verify` refuses.
+        ValueError: a rule the kernel does not have, a wrong table for it, or what
+            `reference.verify` refuses.
         RuntimeError: the kernel is asked for where it cannot run.
     """
     return Verdict(
@@ -126,6 +130,7 @@ def verify(
             attempt,
             forced,
             numbers,
+            codes,
             rule,
             coupling,
             warps.temperature,
@@ -144,26 +149,27 @@ def _verify(
     top_k: Tensor,
     top_p: Tensor,
     seed: Tensor,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
     forced: Tensor | None,
     numbers: Tensor | None,
+    codes: Tensor | None,
     rule: str,
     coupling: str,
     warp_temperature: bool,
     warp_top_k: list[int],
     warp_top_p: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sampling = Sampling(guidance, temperature, top_k, top_p, seed)
     tensors = (conditional, unconditional, sampling, drafts, q, rank, attempt)
     reference.check_inputs(*tensors, coupling, forced, numbers)
-    omega, decay = _factor(rule)
+    bound = bound_rule(rule, codes, conditional.shape[-1], conditional.device)
     if choose(conditional.device).backend == "cuda":
         from visual_ar.accel.kernels import device
 
-        return device.verify(*tensors, omega, decay, coupling == "maximal", forced, numbers)
+        return device.verify(*tensors, for_kernel(bound), coupling, forced, numbers)
     return reference.verify(
         conditional,
         unconditional,
@@ -173,7 +179,7 @@ def _verify(
         q,
         rank,
         attempt,
-        parse_rule(rule),
+        bound,
         coupling,
         forced,
         numbers,
@@ -189,36 +195,28 @@ def _(
     top_k: Tensor,
     top_p: Tensor,
     seed: Tensor,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
     forced: Tensor | None,
     numbers: Tensor | None,
+    codes: Tensor | None,
     rule: str,
     coupling: str,
     warp_temperature: bool,
     warp_top_k: list[int],
     warp_top_p: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sampling = Sampling(guidance, temperature, top_k, top_p, seed)
     tensors = (conditional, unconditional, sampling, drafts, q, rank, attempt)
     reference.check_inputs(*tensors, coupling, forced, numbers)
-    _factor(rule)
+    bound_rule(rule, codes, conditional.shape[-1], conditional.device)
     batch, window, vocabulary = conditional.shape
     return (
         conditional.new_empty(batch, dtype=torch.int64),
         conditional.new_empty((batch, window), dtype=torch.int64),
         conditional.new_empty((batch, window, vocabulary), dtype=torch.float32),
         conditional.new_empty((batch, window), dtype=torch.int32),
+        conditional.new_empty((batch, window), dtype=torch.float32),
     )
-
-
-def _factor(rule: str) -> tuple[float, float]:
-    """omega and decay of a rule that the kernel has: accept while u q < omega exp(-decay i) p."""
-    parsed = parse_rule(rule)
-    if isinstance(parsed, Omega):
-        return parsed.omega, parsed.decay
-    if isinstance(parsed, Exact):
-        return 1.0, 0.0
-    raise ValueError(f"rule must be exact or omega to be verified by a kernel, got {rule!r}")

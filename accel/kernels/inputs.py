@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visual_ar.accel.rules import Grouped, parse_rule
 from visual_ar.sampling import CategoricalLaw, Sampling
+
+_WIDTH = 5
 
 
 def random_window(
@@ -66,3 +69,25 @@ def random_window(
         "forced": fixed.where(uniform(pictures, ranks) < 0.2, -1) if forced else None,
         "numbers": uniform(4, pictures, ranks),
     }
+
+
+def random_codes(rule: str, vocabulary: int, seed: int = 0) -> Tensor | None:
+    """A table for a rule that compares codes, on the CPU; None for the others.
+
+    Args:
+        rule: as for `rules.parse_rule`.
+        vocabulary: V.
+        seed: of the code vectors.
+
+    Returns:
+        fp32 [V, 5] code vectors for grouped rules, int64 [V, at most 5] nearest codes for LANTERN.
+    """
+    parsed = parse_rule(rule)
+    if not parsed.compares_codes:
+        return None
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.rand(vocabulary, _WIDTH, generator=draw)
+    if isinstance(parsed, Grouped):
+        return vectors
+    away = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+    return away.topk(min(_WIDTH, vocabulary), largest=False).indices

@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.rules import Exact, Rule
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, uniforms, warp
+from visual_ar.accel.rule import Rule
+from visual_ar.accel.rules import Exact
+from visual_ar.sampling import (
+    CategoricalLaw,
+    Sampling,
+    Warps,
+    guide,
+    gumbel_noise,
+    uniforms,
+    warp,
+)
 
-COUPLINGS = ("independent", "maximal")
+COUPLINGS = ("independent", "maximal", "gumbel")
 BAD_LOGITS, BAD_TOKEN, BAD_LAW = 1, 2, 4
 MAX_VOCABULARY = 2**18
 LOGIT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_ACCEPT, _RESIDUAL, _FRESH = range(3)  # uses of the numbers of a rank
+_ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)  # uses of the numbers of a rank
 
 
 class Verdict(NamedTuple):
@@ -28,7 +37,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         run: int64 [B], leading drafts kept, 0..W-1. The token after them is committed too.
-        tokens: int64 [B, W], kept drafts, the correction, then new drafts.
+        tokens: int64 [B, W], kept drafts, the correction, then new drafts; draws only when there
+            were no drafts.
         laws: fp32 [B, W, V], the target laws p. Row run + 1 + j is the law q of the next pass's
             draft j, as long as there is such a row.
         flags: int32 [B, W], sums of BAD_LOGITS (a NaN or positive infinity, or no possible code;
@@ -36,12 +46,15 @@ class Verdict(NamedTuple):
             (a draft outside [0, V), or a forced token above it, which then counts as free) and
             BAD_LAW (q does not give its own draft a positive probability). A draft in a flagged
             rank is refused and replaced by a draw from p.
+        initial: fp32 [B, W], the uniform number of every rank that verifying leaves over, for the
+            first drafts of ranks that enter the window.
     """
 
     run: Tensor
     tokens: Tensor
     laws: Tensor
     flags: Tensor
+    initial: Tensor
 
 
 def verify(
@@ -49,8 +62,8 @@ def verify(
     unconditional: Tensor | None,
     sampling: Sampling,
     warps: Warps,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
     rule: Rule,
@@ -61,7 +74,8 @@ def verify(
     """Judges the drafts of a window by the logits of a pass, and fills the window anew.
 
     This is one pass of speculative Jacobi decoding (Teng et al. 2024, arXiv 2410.01699, Algorithm
-    1) without its model; "maximal" keeps a draft of the tail whenever it passes the exact test.
+    1) without its model; "maximal" keeps a draft of the tail whenever it passes the exact test, and
+    "gumbel" draws the tail with noise fixed per (seed, rank), as sequential decoding does.
 
     Args:
         conditional: [B, W, V] raw logits, fp32, fp16 or bf16; may be a slice of a larger book.
@@ -69,12 +83,13 @@ def verify(
         sampling: options of the B pictures; `guidance` is fp32 [B, W], by rank of the window. A
             top-k above V is off. A temperature that is not above 0 makes a bad row of logits.
         warps: what any picture needs, as `Warps.of` says.
-        drafts: int64 [B, W - 1], tokens of all ranks of the window but the last.
-        q: fp32 [B, W - 1, V], the laws the drafts were drawn from. Entries that are not above 0
-            count as 0.
+        drafts: int64 [B, W - 1], tokens of all ranks of the window but the last; None draws every
+            rank, by Gumbel noise or by a uniform number as the coupling says.
+        q: fp32 [B, W - 1, V], the laws the drafts were drawn from, None without drafts. Entries
+            that are not above 0 count as 0.
         rank: int64 [B], first rank of every window.
         attempt: int64 [B], the picture's own count of passes.
-        rule: what decides how many drafts are kept.
+        rule: what decides how many drafts are kept, with its tables.
         coupling: how the tail is redrawn, one of `COUPLINGS`.
         forced: int64 [B, W], token fixed at a rank, negative where the model chooses.
         numbers: fp32 [4, B, W] in (0, 1), used instead of `uniforms(seed, rank, attempt)`.
@@ -94,14 +109,20 @@ def verify(
         forced,
         numbers,
     )
-    count = drafts.shape[1]
+    count = conditional.shape[1] - 1
+    ranks = rank[:, None] + torch.arange(count + 1, device=rank.device)
     if numbers is None:
-        ranks = rank[:, None] + torch.arange(count + 1, device=rank.device)
         numbers = uniforms(sampling.seed[:, None], ranks, attempt[:, None])
     p, flags = target_laws(conditional, unconditional, sampling, warps, forced)
-    if count == 0:
-        run, tokens = torch.zeros_like(rank), p.sample(numbers[_FRESH])
-        return Verdict(run, tokens, p.probabilities, flags)
+    fresh = None
+    if coupling == "gumbel":
+        fresh = p.sample_gumbel(gumbel_noise(sampling.seed, ranks, p.vocabulary))
+    elif coupling == "independent" or drafts is None or count == 0:
+        fresh = p.sample(numbers[_FRESH])
+    if drafts is None or q is None or count == 0:
+        assert fresh is not None
+        run = torch.zeros_like(rank)
+        return Verdict(run, fresh, p.probabilities, flags, numbers[_INITIAL].clone())
 
     drafts, flagged = _inspect(drafts, q, flags[:, :-1])
     refused = flagged != 0
@@ -109,8 +130,9 @@ def verify(
     law = CategoricalLaw(probabilities=q.where((q > 0) & ~refused[..., None], 0.0))
     accepted = rule.run(p.first(count), law, drafts, numbers[_ACCEPT, :, :-1])
     run = accepted.minimum(acceptance.leading_run(~refused))
-    tokens = _redraw(p, law, drafts, refused, run, rule, coupling, numbers)
-    return Verdict(run, tokens, p.probabilities, torch.cat([flagged, flags[:, -1:]], 1))
+    tokens = _redraw(p, law, drafts, refused, run, rule, fresh, numbers)
+    flags = torch.cat([flagged, flags[:, -1:]], 1)
+    return Verdict(run, tokens, p.probabilities, flags, numbers[_INITIAL].clone())
 
 
 def target_laws(
@@ -160,7 +182,7 @@ def _redraw(
     refused: Tensor,
     run: Tensor,
     rule: Rule,
-    coupling: str,
+    fresh: Tensor | None,
     numbers: Tensor,
 ) -> Tensor:
     """Tokens of the window after the pass.
@@ -170,30 +192,33 @@ def _redraw(
         refused: bool [B, W - 1].
         run: int64 [B], kept drafts.
         rule: corrects the first draft that is not kept.
-        coupling: one of `COUPLINGS`.
+        fresh: int64 [B, W], tokens of the tail; None couples them maximally with the drafts.
         numbers: [4, B, W].
 
     Returns:
         int64 [B, W].
     """
     count = drafts.shape[1]
-    if coupling == "maximal":
+    if fresh is None:
         passes = acceptance.exact(p.first(count), q, drafts, numbers[_ACCEPT, :, :-1]) & ~refused
         u = (numbers[_RESIDUAL, :, :-1], numbers[_FRESH, :, -1:])
         fresh = acceptance.couple(p, q, drafts, passes, *u)
         if isinstance(rule, Exact):
             return fresh  # whose leading run and correction are already the rule's
-    else:
-        fresh = p.sample(numbers[_FRESH])
-    return rule.fill(p, q, drafts, run, fresh, numbers[_RESIDUAL, :, :-1])
+    tokens = rule.fill(p, q, drafts, run, fresh, numbers[_RESIDUAL, :, :-1])
+    # A rule may correct by the draft, and a refused draft may be no code at all.
+    corrected = torch.arange(count, device=run.device) == run[:, None]
+    drawn = p.first(count).sample(numbers[_RESIDUAL, :, :-1])
+    kept = torch.where(corrected & refused, drawn, tokens[:, :-1])
+    return torch.cat([kept, tokens[:, -1:]], 1)
 
 
 def check_inputs(
     conditional: Tensor,
     unconditional: Tensor | None,
     sampling: Sampling,
-    drafts: Tensor,
-    q: Tensor,
+    drafts: Tensor | None,
+    q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
     coupling: str,
@@ -216,6 +241,11 @@ def check_inputs(
         raise ValueError(
             f"conditional must have B and W of at least 1 and V in [1, {MAX_VOCABULARY}], "
             f"got {_described(conditional)}"
+        )
+    if (drafts is None) != (q is None):
+        raise ValueError(
+            "drafts and q must be given together, "
+            f"got {'only q' if drafts is None else 'only drafts'}"
         )
     single, whole = torch.float32, torch.int64
     expected: list[tuple[str, Tensor | None, torch.dtype, tuple[int, ...]]] = [

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
-from visual_ar.cli.suites import Suite, pareto
+from visual_ar.cli.suites import Suite, families, pareto
 
 if TYPE_CHECKING:
     from visual_ar.evaluation.workload import Options
@@ -15,11 +16,27 @@ if TYPE_CHECKING:
 PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
 SAMPLING, AMOUNT, SUITE = "Sampling", "How much is measured", "With a suite"
 
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("kernels")(bench_kernels.kernels)
+app.command("loop")(bench_kernels.loop)
 
+
+@app.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
     ] = "emoji",
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Model of the same tokenizer that drafts for the method hybrid."
+        ),
+    ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,13 +58,19 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Option(
-            help='"pareto" also measures what each method costs in quality.',
+            help='"pareto" also measures what each method costs in quality; "families" compares '
+            "every bundled model, next-token, parallel and both together.",
             rich_help_panel=SUITE,
         ),
     ] = None,
     data: Annotated[
-        Path, typer.Option(help="Prepared dataset of the model.", rich_help_panel=SUITE)
-    ] = Path("data/emoji"),
+        list[Path] | None,
+        typer.Option(
+            help="Prepared dataset of the model; repeatable for families, which tells no quality "
+            "without. [dim]Default of pareto: data/emoji.[/dim]",
+            rich_help_panel=SUITE,
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for the document and the chart.", rich_help_panel=SUITE)
     ] = Path("pareto"),
@@ -103,7 +126,7 @@ def bench(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure decoding methods side by side on one model.
+    """Measure decoding methods side by side on one model, or what a pass is made of.
 
     Methods take turns, in an order that rotates from round to round, so that a
     noisy machine hurts all alike; speedups are ratios within a round. Without
@@ -122,16 +145,27 @@ def bench(
     [cyan]visual-ar bench --suite pareto --data data/emoji --output pareto[/cyan]
     Speed against quality: a table, a JSON document and a chart.
 
+    [cyan]visual-ar bench --suite families --data data/emoji --data data/cifar10[/cyan]
+    Every bundled model, with quality.
+
     [cyan]visual-ar bench --methods "jacobi:window=32,coupling=gumbel exact-match" --json[/cyan]
     Two methods beside sequential decoding, as one JSON document.
+
+    [cyan]visual-ar bench kernels[/cyan] and [cyan]visual-ar bench loop[/cyan]
+    The verification of drafts alone, and the parts of a pass.
     """
+    if context.invoked_subcommand is not None:
+        return
     options = _options(guidance, temperature, top_k, top_p, plain)
-    extra = None if suite is None else Suite(suite, data, output, asked)
+    extra = None
+    if suite is not None and suite != "families":
+        extra = Suite(suite, (data or [Path("data/emoji")])[0], output, asked)
     dataset = None if extra is None else extra.open()
     set_threads(threads)
     from rich.console import Console
     from rich.progress import Progress
 
+    from visual_ar.assets import bundled
     from visual_ar.cli.drawing import load
     from visual_ar.evaluation.speed import DEFAULT_METHODS, Schedule, bench_pipeline
     from visual_ar.evaluation.speed_table import heading, render
@@ -139,7 +173,24 @@ def bench(
     other = pictures if batch is None else batch
     schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
     chosen = [spec for given in methods or () for spec in given.split()]
-    pipe = load(model, device, dtype)
+    if suite == "families":
+        if chosen or draft_model is not None:
+            raise ValueError(
+                "methods and draft_model must be left out with the suite families, "
+                f"got {chosen or draft_model}"
+            )
+        pipes = {name: load(name, device, dtype) for name in bundled()}
+        families(
+            pipes,
+            data or [],
+            lambda pipe: prompts or subjects(pipe),
+            options,
+            schedule,
+            asked,
+            as_json,
+        )
+        return
+    pipe = load(model, device, dtype, draft_model)
     named = prompts or subjects(pipe)
     if extra is not None and dataset is not None:
         pareto(extra, dataset, pipe, model, named, chosen, options, schedule, as_json)

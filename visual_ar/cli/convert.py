@@ -26,7 +26,8 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a model folder.
 
-    Reads LlamaGen generators (c2i and t2i, B to 3B), LlamaGen's VQ tokenizers,
+    Reads LlamaGen generators (c2i and t2i, B to 3B), NAR generators (images and
+    video, B to XXL), LlamaGen's VQ tokenizers,
     and the binary tokenizers of Open-MAGVIT2 and BitDance; sizes come from the
     weights, the grid from the file name. Pickled files are read as tensors only,
     so they cannot run code.

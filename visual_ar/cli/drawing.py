@@ -67,11 +67,17 @@ class Drawn(NamedTuple):
     stats: "Stats"
 
 
-def load(model: str, device: str, dtype: str) -> "VisualARPipeline":
+def load(model: str, device: str, dtype: str, draft_model: str | None = None) -> "VisualARPipeline":
     """Returns the pipeline on a device.
 
+    Args:
+        model: Bundled name, folder or hub id.
+        device: See `resolve_device`.
+        dtype: See `resolve_dtype`.
+        draft_model: Another such model that drafts for this one.
+
     Raises:
-        ValueError: no such device, or the model's files are damaged.
+        ValueError: no such device, a model's files are damaged, or the draft model does not fit.
         OSError: no such model, or the hub cannot be reached.
     """
     place = resolve_device(device)
@@ -80,7 +86,11 @@ def load(model: str, device: str, dtype: str) -> "VisualARPipeline":
     from visual_ar.pipeline import VisualARPipeline
 
     logging.disable_progress_bar()  # three files load at once; the bar that matters is the tokens'
-    return VisualARPipeline.from_pretrained(model, dtype=resolve_dtype(dtype, place)).to(place)
+    number = resolve_dtype(dtype, place)
+    pipe = VisualARPipeline.from_pretrained(model, dtype=number).to(place)
+    if draft_model is not None:
+        pipe.draft_with(VisualARPipeline.from_pretrained(draft_model, dtype=number).to(place))
+    return pipe
 
 
 def completion(
@@ -127,8 +137,23 @@ def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawn]:
         call[PARAMETERS.get(order.kind, order.kind)] = subjects
         output = cast("VisualAROutput", pipe(seeds=order.seed + start, **call, **order.kept))
         for index, image in enumerate(output.images):
-            recipe = {**order.asked, order.kind: subjects[index], **_settings(pipe, order)}
-            yield Drawn(image, {**recipe, **_made(pipe, output.stats, index)}, output.stats)
+            yield Drawn(image, recipe(pipe, order, output.stats, start, index), output.stats)
+
+
+def recipe(
+    pipe: "VisualARPipeline", order: Order, stats: "Stats", start: int, index: int
+) -> dict[str, Any]:
+    """Returns how a picture was made, as its PNG carries it.
+
+    Args:
+        pipe: Drew it.
+        order: What was asked for.
+        stats: Of its batch.
+        start: Number of the batch's first picture in the order.
+        index: Of the picture in its batch.
+    """
+    asked = {**order.asked, order.kind: order.subjects[start + index]}
+    return {**asked, **_settings(pipe, order), **_made(pipe, stats, index)}
 
 
 def _settings(pipe: "VisualARPipeline", order: Order) -> dict[str, Any]:

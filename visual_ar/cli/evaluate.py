@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visual_ar.cli import evaluate_model, evaluate_sets
 from visual_ar.cli.common import (
     Device,
     Dtype,
@@ -14,6 +15,7 @@ from visual_ar.cli.common import (
     echo_json,
     set_threads,
 )
+from visual_ar.cli.result import command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,9 +27,16 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Measure how good a model's pictures are, without a download.",
+    help="Measure how good a model's pictures are, and how fast it draws them.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("sample", no_args_is_help=True)(evaluate_model.sample)
+app.command("fid", no_args_is_help=True)(evaluate_sets.fid)
+app.command("fvd", no_args_is_help=True)(evaluate_sets.fvd)
+app.command("reconstruction", no_args_is_help=True)(evaluate_sets.reconstruction)
+app.command("alignment", no_args_is_help=True)(evaluate_sets.alignment)
+app.command("speed")(evaluate_model.speed)
+app.command("report", no_args_is_help=True)(evaluate_sets.report)
 
 Data = Annotated[Path, typer.Option(help="Prepared dataset, a folder or a pack.")]
 Keep = Annotated[
@@ -47,6 +56,7 @@ Resolution = Annotated[
 
 @app.command(no_args_is_help=True)
 def retrieval(
+    ctx: typer.Context,
     data: Data,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
@@ -85,11 +95,13 @@ def retrieval(
     with _progress(as_json) as bar:
         features = feature_network(pipe, resolution, batch, keep, tracker(bar))
         result = emoji_retrieval(source, dataset, features, prompts, seed)
-    _show({"model": model, "method": method, "resolution": resolution, **result}, as_json)
+    document = {"model": model, "method": method, "resolution": resolution, **result}
+    _show(ctx, document, dataset, pipe, as_json)
 
 
 @app.command(no_args_is_help=True)
 def frechet(
+    ctx: typer.Context,
     data: Data,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
@@ -130,7 +142,7 @@ def frechet(
     with _progress(as_json) as bar:
         features = feature_network(pipe, resolution, batch, keep, tracker(bar))
         result = cifar_frechet(sources, dataset, features, samples, seed, permutations)
-    _show({"model": model, "resolution": resolution, **result}, as_json)
+    _show(ctx, {"model": model, "resolution": resolution, **result}, dataset, pipe, as_json)
 
 
 def _open(
@@ -159,10 +171,22 @@ def _progress(quiet: bool) -> "Progress":
     return Progress(console=Console(stderr=True), disable=quiet)
 
 
-def _show(document: dict[str, Any], as_json: bool) -> None:
-    """Prints the result for a program or for a person."""
+def _show(
+    ctx: typer.Context,
+    document: dict[str, Any],
+    dataset: "Dataset",
+    pipe: "VisualARPipeline",
+    as_json: bool,
+) -> None:
+    """Prints the result for a program, with all that made it, or for a person."""
     if as_json:
-        echo_json(document)
+        from visual_ar.data.dataset import digest
+        from visual_ar.evaluation.result import versions
+        from visual_ar.evaluation.workload import fingerprint
+
+        data = {"pictures": len(dataset), "sha256": digest(dataset.pictures)}
+        made = {"command": command(ctx), "versions": versions(), "weights": fingerprint(pipe)}
+        echo_json({**document, **made, "data": {"name": dataset.name, **data}})
         return
     from visual_ar.cli.info import show
 

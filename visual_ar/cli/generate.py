@@ -84,9 +84,24 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published or exact-match. "
-            "[dim]Default: the model's own.[/dim]",
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
+            "tree-adaptive, draft-head, denoising, hybrid (with --draft-model) or groups (models "
+            "of several tokens a pass). [dim]Default: the model's own.[/dim]",
             rich_help_panel=METHOD,
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model of the same tokenizer that drafts for --method hybrid, such as emoji-nar.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafts: Annotated[
+        str | None,
+        typer.Option(
+            help="whole or ahead: how the draft model drafts (hybrid only).", rich_help_panel=METHOD
         ),
     ] = None,
     window: Annotated[
@@ -111,10 +126,43 @@ def generate(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="What accepts a draft (jacobi only): exact or block, lossless; or grouped, "
-            "lantern, lantern++, omega, typical, which trade fidelity for speed: "
+            help="What accepts a draft (jacobi and draft-head): exact or block, lossless; or "
+            "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
             "omega/omega=1.2. For tokens of bits: exact or bitwise, lossless; or hamming-grouped, "
             "hamming-lantern, omega.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxN",
+            help="Drafts at the first positions (tree only): 3x2 is three, and two behind each.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        typer.Option(
+            help="Who drafts (tree only): jacobi, head, or neighbours such as left-law+above-law.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a tree follows what was accepted (tree only): none, length or shape.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Levels of noise (denoising only).", rich_help_panel=METHOD),
+    ] = None,
+    clean: Annotated[
+        int | None,
+        typer.Option(
+            help="Drafts at the head of the window without noise (denoising only).",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -188,18 +236,34 @@ def generate(
     [cyan]visual-ar generate -m cifar10 -c ship --seed 7 --method exact-match[/cyan]
     The ship that sequential decoding draws from seed 7, sooner.
 
+    [cyan]visual-ar generate "cat face" --method hybrid --draft-model emoji-nar[/cyan]
+    The law of the model, with drafts of another that draws many tokens a pass.
+
     [cyan]visual-ar generate "cat face" --complete half.png --keep-rows 0:8[/cyan]
     Keeps the upper half of a picture and draws the rest.
     """
     kind, subjects = _subjects(prompts, classes, count)
     if columns is not None and not sheet:
         raise ValueError(f"columns must be left out without --sheet, got {columns}")
+    if draft_model is not None and method != "hybrid":
+        raise ValueError(f"draft_model must be left out without --method hybrid, got {draft_model}")
     paths = _paths(output, 1 if sheet else len(subjects))
     for path in paths:
         check_output_file(path, ".png")
     set_threads(threads)
-    pipe = load(model, device, dtype)
-    own = {"window": parse_window(window), "coupling": coupling, "init": init, "rule": rule}
+    pipe = load(model, device, dtype, draft_model)
+    own = {
+        "drafts": drafts,
+        "window": parse_window(window),
+        "coupling": coupling,
+        "init": init,
+        "rule": rule,
+        "tree": tree,
+        "drafter": drafter,
+        "adapt": adapt,
+        "steps": steps,
+        "clean": clean,
+    }
     pipe.scheduler = build(method, own, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     order = Order(
@@ -218,6 +282,7 @@ def generate(
         kept=completion(pipe, complete, keep_rows, mask, (height, width)),
         asked={
             "model": model,
+            "draft_model": draft_model,
             "complete": None if complete is None else str(complete),
             "keep_rows": keep_rows,
             "mask": None if mask is None else str(mask),

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from visual_ar.cli import bench, convert, data, evaluate, generate, info, serve, train
+from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
+from visual_ar.cli.result import ARGUMENTS
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -19,6 +20,7 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:  # accepted after the command as well
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -52,8 +54,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
-app.command("bench")(bench.bench)
+app.add_typer(bench.app, name="bench")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("train", no_args_is_help=True)(train.train)
 app.command("data", no_args_is_help=True)(data.data)

@@ -39,8 +39,8 @@ def serve(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published or exact-match. "
-            "[dim]Default: the model's own.[/dim]"
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial or "
+            "tree-adaptive. [dim]Default: the model's own.[/dim]"
         ),
     ] = None,
     window: Annotated[

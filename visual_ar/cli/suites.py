@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from visual_ar.evaluation.workload import Options
     from visual_ar.pipeline import VisualARPipeline
 
-SUITES = ("pareto",)
+SUITES = ("pareto", "families")
+RESOLUTION, BATCH = 128, 20  # of the feature network
 
 
 class Suite(NamedTuple):
@@ -33,8 +34,8 @@ class Suite(NamedTuple):
     data: Path
     output: Path
     asked: int
-    resolution: int = 128
-    batch: int = 20
+    resolution: int = RESOLUTION
+    batch: int = BATCH
 
     def open(self) -> "Dataset":
         """Reads the dataset, once the output is known to be writable.
@@ -73,7 +74,7 @@ def pareto(
     from rich.progress import Progress
 
     from visual_ar.cli.features import feature_network, tracker
-    from visual_ar.evaluation.pareto import SUITE, Asked
+    from visual_ar.evaluation.pareto import Asked
     from visual_ar.evaluation.pareto import pareto as measure
     from visual_ar.evaluation.pareto_chart import save_chart, table
     from visual_ar.evaluation.speed_table import heading
@@ -87,7 +88,7 @@ def pareto(
             dataset,
             features,
             subjects,
-            methods or SUITE,
+            methods or None,
             options,
             schedule,
             Asked(suite.asked, schedule.seed),
@@ -104,6 +105,56 @@ def pareto(
     console.print(heading(document), highlight=False)
     console.print(table(document))
     console.print(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
+
+
+def families(
+    pipes: "Mapping[str, VisualARPipeline]",
+    data: Sequence[Path],
+    subjects: "Callable[[VisualARPipeline], Sequence[str]]",
+    options: "Options",
+    schedule: "Schedule",
+    asked: int,
+    as_json: bool,
+) -> None:
+    """Measures models side by side; prints the table or the document.
+
+    Args:
+        pipes: by name.
+        data: prepared datasets that tell the quality of the models that draw them.
+        subjects: what each model draws.
+        options: of sampling.
+        schedule: how much is measured.
+        asked: pictures that the quality is measured on.
+        as_json: print the document.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.data import load
+    from visual_ar.evaluation.families import bench_families, measured_quality
+    from visual_ar.evaluation.speed_table import render_families
+
+    datasets = [load(path) for path in data]
+    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+        show = tracker(bar)
+
+        def quality(pipe: "VisualARPipeline") -> dict[str, float] | None:
+            features = feature_network(pipe, RESOLUTION, BATCH, None, show)
+            return measured_quality(pipe, datasets, features, asked, schedule.seed)
+
+        document = bench_families(
+            pipes,
+            subjects,
+            options,
+            schedule,
+            quality if datasets else None,
+            progress=lambda done, total: show("drawing", done, total),
+        )
+    if as_json:
+        echo_json(document)
+    else:
+        Console().print(render_families(document))
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

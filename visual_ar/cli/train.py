@@ -35,7 +35,7 @@ def train(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train a tokenizer or a generator from a recipe.
+    """Train a tokenizer, a generator, a draft head or a denoiser from a recipe.
 
     A run writes checkpoints, a CSV log and sample sheets into its folder, and at
     the end a model folder. After Ctrl-C the same command goes on from the last

@@ -37,7 +37,18 @@ SUITE = (
     "jacobi:window=32,rule=lantern",
     "jacobi:window=32,rule=lantern++",
     "jacobi:window=32,rule=typical",
+    "tree:window=16,tree=4x2",
+    "tree:window=8,tree=32",
+    "tree-spatial",
+    "tree-adaptive",
 )
+"""Methods that every next-token model can serve."""
+WITH_HEAD = (
+    "draft-head:window=5",
+    "draft-head:window=5,rule=block",
+    "tree:window=5,tree=4x2,drafter=head",
+)
+WITH_DENOISING = ("denoising:window=32,steps=8", "denoising:window=32,steps=1")
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,13 +65,20 @@ class Asked(NamedTuple):
     seed: int = 0
 
 
+def suite(pipe: VisualARPipeline) -> tuple[str, ...]:
+    """The methods of the chart that a pipeline can serve."""
+    head = WITH_HEAD if pipe.model.draft_head is not None else ()
+    denoising = WITH_DENOISING if "denoising" in pipe.model.capabilities else ()
+    return (*SUITE, *head, *denoising)
+
+
 def pareto(
     pipe: VisualARPipeline,
     name: str,
     dataset: Dataset,
     features: Features,
     subjects: Sequence[str],
-    methods: Sequence[str] = SUITE,
+    methods: Sequence[str] | None = None,
     options: Options = DEFAULTS,
     schedule: Schedule | None = None,
     asked: Asked | None = None,
@@ -78,7 +96,7 @@ def pareto(
         dataset: the captioned set that the pipeline was trained on.
         features: how pictures are compared.
         subjects: prompts of the speed measurement.
-        methods: specifications, see `speed.parse_method`.
+        methods: specifications, see `speed.parse_method`; by default `suite` says which.
         options: of sampling.
         schedule: of the speed measurement.
         asked: of the quality measurement; by default what `Asked` says.
@@ -104,7 +122,7 @@ def pareto(
         name,
         subjects,
         options,
-        methods,
+        methods or suite(pipe),
         schedule,
         None if progress is None else lambda done, total: progress("speed", done, total),
     )

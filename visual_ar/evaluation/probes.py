@@ -5,6 +5,7 @@ Knows methods and models by their contracts only.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,7 @@ def outside_model_share(
     seeds: list[int],
     clock: Clock = time.perf_counter,
 ) -> float | None:
-    """Share of a pass that is neither the model's trunk nor its head, for one batch.
+    """Share of a pass that is neither the model's trunk nor its head nor its draft head's trunk.
 
     The first pass, which includes the prefill, is left out. On a GPU every call waits for its end,
     so the share says what the kernels cost, not what overlaps.
@@ -82,6 +83,8 @@ def outside_model_share(
     condition = workload.condition(numbers)
     sampling = workload.sampling(seeds)
     device = workload.model.device
+    method = copy.copy(method)
+    method.capturable = False  # a graph does not come back between its parts
     with _timed(workload.model, clock) as inside:
         steps = method.decode(
             workload.model, workload.layout, condition, sampling, window, workload.tokenizer
@@ -96,7 +99,7 @@ def outside_model_share(
 
 @contextmanager
 def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
-    """Collects the seconds of every call of the model's trunk and head."""
+    """Collects the seconds of every call of the model's trunk and head, and of its draft head."""
     seconds: list[float] = []
 
     def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -108,14 +111,16 @@ def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
 
         return call
 
-    parts = ("forward", "predict")
-    for part in parts:
-        setattr(model, part, timed(getattr(model, part)))
+    parts: list[tuple[torch.nn.Module, str]] = [(model, "forward"), (model, "predict")]
+    if model.draft_head is not None:
+        parts.append((model.draft_head, "forward"))
+    for owner, part in parts:
+        setattr(owner, part, timed(getattr(owner, part)))
     try:
         yield seconds
     finally:
-        for part in parts:
-            delattr(model, part)
+        for owner, part in parts:
+            delattr(owner, part)
 
 
 def now(device: torch.device, clock: Clock) -> float:

@@ -315,13 +315,14 @@ def draw(
     times = [now(device, clock)]
     condition = workload.condition(numbers)
     times.append(now(device, clock))
-    committed, spent, head_evaluations = [], [], 0
+    committed, spent, head_evaluations, draft_evaluations = [], [], 0, 0
     steps = method.decode(model, workload.layout, condition, sampling, window, workload.tokenizer)
     for step in steps:
         committed.append(step.committed)
         if step.spent is not None:
             spent.append(step.spent)
         head_evaluations += step.head_evaluations
+        draft_evaluations += step.draft_evaluations
         tokens = step.tokens
     times.append(now(device, clock))
     workload.detokenise(tokens)
@@ -335,6 +336,7 @@ def draw(
         tokens=tokens.cpu(),
         peak_memory=torch.cuda.max_memory_allocated(device) if cuda else None,
         spent=float(torch.stack(spent).sum()) if spent else None,
+        draft_evaluations=draft_evaluations,
     )
 
 

@@ -24,6 +24,7 @@ class Trial(NamedTuple):
         tokens: int64 [B, N] in decode order.
         peak_memory: bytes allocated on the device at most, None where that cannot be told.
         spent: total variation that a lossy rule spent, summed over all tokens; None if lossless.
+        draft_evaluations: steps of a draft head, summed over the pictures.
     """
 
     condition: float
@@ -34,6 +35,7 @@ class Trial(NamedTuple):
     tokens: Tensor
     peak_memory: int | None
     spent: float | None = None
+    draft_evaluations: int = 0
 
     @property
     def total(self) -> float:
@@ -72,6 +74,7 @@ def summarise(rounds: Rounds, baseline: Rounds) -> dict[str, Any]:
         "passes_per_batch": fmean(len(trial.committed) for trial in trials),
         "step_compression": mean_passes(baseline) / passes,
         "head_evaluations_per_picture": sum(t.head_evaluations for t in trials) / pictures,
+        "draft_evaluations_per_picture": sum(t.draft_evaluations for t in trials) / pictures,
         "accepted_length": accepted_length(trials),
         "seconds": seconds,
         "pictures_per_second": trials[0].pictures / seconds["total"]["median"],

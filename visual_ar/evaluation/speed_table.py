@@ -1,4 +1,4 @@
-"""Draws the document of `visual_ar.evaluation.speed` as tables; knows no measurement."""
+"""Draws the documents of `speed` and `families` as tables; knows no measurement."""
 
 from __future__ import annotations
 
@@ -29,10 +29,46 @@ def render(document: dict[str, Any]) -> RenderableType:
     return Group(_counts(document), *times, *_notes(document))
 
 
+def render_families(document: dict[str, Any]) -> RenderableType:
+    """A table for every set of comparable models. document: as `bench_families` returns it."""
+    sizes = [f"/s at {batch}" for batch in document["batches"]]
+    names = ("M", "passes", "heads", "ms", *sizes, "speedup", "quality")
+    tables: list[RenderableType] = []
+    for rows in document["families"]:
+        table = _table("families", *names)
+        for row in rows:
+            first = row["batches"][0]
+            quality = ", ".join(f"{v:.3g}" for v in (row["quality"] or {}).values())
+            table.add_row(
+                f"{row['model']} {row['method'].removesuffix('Decoding')}",
+                f"{row['parameters'] / 1e6:.2f}",
+                f"{first['passes_per_picture']:.1f}",
+                f"{first['head_evaluations_per_picture']:.0f}",
+                f"{1000 * first['seconds']['total']['median']:.0f}",
+                *(f"{some['pictures_per_second']:.2f}" for some in row["batches"]),
+                f"{first['speedup']['median']:.2f}x",
+                quality,
+            )
+        tables.append(table)
+    measured = {
+        key for rows in document["families"] for row in rows for key in row["quality"] or {}
+    }
+    note = (
+        f"{document['rounds']} rounds of {document['pictures']} pictures; M: million parameters; "
+        f"passes, heads and ms: of a picture at batch {document['batches'][0]}, all stages; /s: "
+        "pictures a second at a batch size; speedup: against the first row. A drafter's heads are "
+        "counted, its passes are not. "
+        f"Quality: {', '.join(sorted(measured)) or 'not measured (--data)'}."
+    )
+    return Group(*tables, note)
+
+
 def _counts(document: dict[str, Any]) -> Table:
     lossy = any(not method["lossless"] for method in document["methods"])
     names = ["window", "passes", "fewer", "accepted", "heads", "outside"]
-    table = _table("passes", *names, *(["TV"] if lossy else []))
+    drafted = _drafted(document)
+    extra = [*(["drafts"] if drafted else []), *(["TV"] if lossy else [])]
+    table = _table("passes", *names, *extra)
     for method in document["methods"]:
         row = method["batches"][0]
         windows = dict.fromkeys(str(row["window"]) for row in method["batches"])
@@ -45,10 +81,17 @@ def _counts(document: dict[str, Any]) -> Table:
             f"{row['head_evaluations_per_picture']:.0f}",
             "" if share is None else f"{share:.0%}",
         ]
+        if drafted:
+            cells.append(f"{row['draft_evaluations_per_picture']:.0f}")
         if lossy:
             cells.append("" if spent is None else f"{spent:.3f}")
         table.add_row(_name(method), *cells)
     return table
+
+
+def _drafted(document: dict[str, Any]) -> bool:
+    rows = [method["batches"][0] for method in document["methods"]]
+    return any(row["draft_evaluations_per_picture"] for row in rows)
 
 
 def _times(document: dict[str, Any], index: int) -> Table:
@@ -100,6 +143,10 @@ def _notes(document: dict[str, Any]) -> list[str]:
         "evaluations of a picture; outside: share of a pass that is not the model; times: median "
         "of a batch; fewer, speedup: against sequential decoding in the same rounds, all stages.",
     ]
+    if _drafted(document):
+        notes.append(
+            "drafts: steps of a draft head for a picture, each with one more head evaluation."
+        )
     if any(not method["lossless"] for method in document["methods"]):
         notes.append(
             "TV: total variation between a token's law and the model's, spent by a lossy rule on "

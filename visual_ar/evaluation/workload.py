@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,8 +129,13 @@ def source(
 
 def fingerprint(pipe: VisualARPipeline) -> str:
     """Hash of all weights and of the number format: equal pipelines draw equally."""
+    return fingerprint_parts(pipe.components)
+
+
+def fingerprint_parts(parts: Mapping[str, Any]) -> str:
+    """The same of some components by name; what has no weights counts for nothing."""
     digest = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
+    for name, part in sorted(parts.items()):
         if isinstance(part, torch.nn.Module):
             digest.update(f"{name} {part.dtype} {_public(part.config)}".encode())
             for key, value in sorted(part.state_dict().items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,6 +14,9 @@ from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
 from visual_ar.sampling import Warps
 
+if TYPE_CHECKING:
+    from visual_ar.models.draft_head import DraftHead
+
 
 class TokenModel(ModelMixin, ConfigMixin):
     """A model that predicts the tokens of a picture from a prefix and the tokens before them.
@@ -22,13 +26,57 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives; "categorical" is logits over a code book, "bits" is the
-            log-odds of every bit of tokens that are bit vectors, "subcodes" is softmaxes over parts
-            of such tokens, one after the other.
+        capabilities: what its head gives, "categorical" being logits over a code book, "bits" the
+            log-odds of every bit of tokens that are bit vectors, "subcodes" softmaxes over parts of
+            such tokens, one after the other; "trees" when `forward` can write several drafts of one
+            rank to `slots` of their own; "some sources" when `predict` takes a third argument
+            `present`, bool [R, Q, A], sources to read.
     """
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
+    # In tuples, so that their weights do not become the model's own.
+    _draft_heads: tuple[DraftHead, ...] = ()
+    _draft_models: tuple[TokenModel, ...] = ()
+
+    @property
+    def draft_head(self) -> DraftHead | None:
+        """What drafts tokens for this model from its hidden states, if there is anything."""
+        return self._draft_heads[0] if self._draft_heads else None
+
+    def use_draft_head(self, head: DraftHead | None) -> None:
+        """Takes a draft head, or gives it up. Its weights stay apart from the model's.
+
+        Raises:
+            ValueError: it was made for another model.
+        """
+        if head is not None:
+            head.check(self)
+        self._draft_heads = () if head is None else (head,)
+
+    @property
+    def draft_model(self) -> TokenModel | None:
+        """Another model of the same tokens that drafts for this one, if there is any."""
+        return self._draft_models[0] if self._draft_models else None
+
+    def use_draft_model(self, model: TokenModel | None) -> None:
+        """Takes another model that drafts, or gives it up. Its weights stay apart from this one's.
+
+        Raises:
+            ValueError: the code books differ, or it does not tell the laws of its drafts.
+        """
+        if model is not None:
+            if model.vocab_size != self.vocab_size:
+                raise ValueError(
+                    f"draft_model must share the tokenizer's {self.vocab_size} codes, "
+                    f"got {model.vocab_size} codes"
+                )
+            if "categorical" not in model.capabilities:
+                raise ValueError(
+                    "draft_model must name the law of every draft (categorical), "
+                    f"{type(model).__name__} has {sorted(model.capabilities)}"
+                )
+        self._draft_models = () if model is None else (model,)
 
     @property
     @abstractmethod
@@ -73,17 +121,20 @@ class TokenModel(ModelMixin, ConfigMixin):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the trunk on some positions of every row, writing their keys and values.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q], any ranks; the cache must hold what they attend to.
-            cache: written at slots P + rank; None runs x as one full causal sequence.
-            visible: bool [R, 1, Q, extent] replacing the causal rule, e.g. for trees.
+            cache: written at `slots`; None runs x as one full sequence.
+            visible: bool [R, 1, Q, extent] replacing the layout's rule, e.g. for trees.
+            slots: int64 [R, Q] of the cache; None is P + rank. Drafts of one rank need one each.
 
         Returns:
-            [R, Q, D] hidden states, normalised, ready for `predict`.
+            [R, Q, D] hidden states, normalised, ready for `predict`; [R, Q, A, D] where ranks have
+            A sources, one for each of the ranks that a position may be a source of.
         """
 
     @abstractmethod
@@ -91,7 +142,8 @@ class TokenModel(ModelMixin, ConfigMixin):
         """Raw head output for `ranks` from the hidden states of their sources.
 
         Args:
-            hidden: [R, Q, D] hidden states of the sources.
+            hidden: [R, Q, D] hidden states of the sources; [R, Q, A, D] where ranks have A sources,
+                any values standing for those that do not exist.
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:
@@ -140,3 +192,35 @@ class TokenModel(ModelMixin, ConfigMixin):
             fp32 [B, Q, F].
         """
         return torch.where(sure[..., None], certain(tokens), 0.0)
+
+
+class DenoisingModel(TokenModel):
+    """A model with the capability "denoising": its inputs may be embeddings under Gaussian noise.
+
+    A latent is an embedding normalised to mean 0 and variance 1, under noise of ratio s: latents
+    read (e + s n) / sqrt(1 + s^2) with n normal, whatever s.
+    """
+
+    @abstractmethod
+    def noise_ratios(self, steps: int) -> Tensor:
+        """Noise to signal, ascending: 0, then `steps` ratios up to the largest. [steps + 1]."""
+
+    @abstractmethod
+    def latents(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """Normalised embeddings, without noise. tokens, ranks: int64 [R, Q]; fp32 [R, Q, D]."""
+
+    @abstractmethod
+    def embed_noisy(self, latents: Tensor, ratios: Tensor) -> Tensor:
+        """Input embeddings of noisy latents. [R, Q, D]; ratios: [R, Q], above 0; [R, Q, D]."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None = None,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+        noisy: Tensor | None = None,
+    ) -> Tensor:
+        """See `TokenModel.forward`. noisy: bool [R, Q], inputs under noise; None is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,15 @@ from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
-from visual_ar.layers import Block, Linear, Pass, RMSNorm, rotations_2d
+from visual_ar.layers import Block, Linear, Pass, RMSNorm
 from visual_ar.layout import Layout, raster_layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.conditioned import (
+    ConditionedModel,
+    default_ffn_dim,
+    full_mask,
+    initialise,
+    prefix_embedder,
+)
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "GPT-B": (12, 12, 768),
@@ -35,53 +41,14 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 """Published sizes: layers, heads, width."""
 
+Adapt = Callable[[int, Tensor], Tensor]
+"""What a derived model does to the input [R, Q, D] of block i; i = n_layer is the last norm."""
+
 _DOWNSAMPLE = 16  # pixels a cell in every published generator
-_INITIAL_STD = 0.02
 _NOT_PARAMETERS = re.compile(r"(^|\.)(freqs_cis|causal_mask)$|\.kv_cache\.")
 
 
-class LabelEmbedder(nn.Module):
-    """Class embeddings; the last row stands for no class. Used as a prefix of one token."""
-
-    def __init__(self, num_classes: int, dim: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, dim)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """labels: int64 [R]; returns [R, 1, D]."""
-        return self.embedding_table(labels)[:, None]
-
-
-class CaptionProjection(nn.Module):
-    """A two-layer perceptron with tanh-approximated GELU, from caption features to the width."""
-
-    def __init__(self, caption_dim: int, dim: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(caption_dim, dim)
-        self.fc2 = Linear(dim, dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features: [R, P, C]; returns [R, P, D]."""
-        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
-
-
-class CaptionEmbedder(nn.Module):
-    """Projects caption features; features that stand for no caption are a buffer, never trained."""
-
-    uncond_embedding: Tensor  # [P, C]
-
-    def __init__(self, caption_dim: int, caption_length: int, dim: int) -> None:
-        super().__init__()
-        self.cap_proj = CaptionProjection(caption_dim, dim)
-        nothing = torch.randn(caption_length, caption_dim) / caption_dim**0.5
-        self.register_buffer("uncond_embedding", nothing)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features: [R, P, C]; returns [R, P, D]."""
-        return self.cap_proj(features)
-
-
-class LlamaGen(TokenModel):
+class LlamaGen(ConditionedModel):
     """The LlamaGen transformer. Give `num_classes` or `caption_dim`, not both.
 
     Args:
@@ -100,7 +67,7 @@ class LlamaGen(TokenModel):
         ValueError: neither or both conditions are given, or the heads do not fit the width.
     """
 
-    capabilities = frozenset({"categorical"})
+    capabilities = frozenset({"categorical", "trees"})
     _repeated_blocks = ["Block"]  # noqa: RUF012  (read by diffusers' compile_repeated_blocks)
 
     @register_to_config
@@ -123,28 +90,20 @@ class LlamaGen(TokenModel):
     def _build(self) -> None:
         """Makes the parts that the configuration says, for this class and those of other tokens."""
         config = self.config
-        dim, num_classes, caption_dim = config.dim, config.num_classes, config.caption_dim
-        if (num_classes is None) == (caption_dim is None):
-            raise ValueError(
-                "exactly one of num_classes and caption_dim must be given, "
-                f"got num_classes={num_classes}, caption_dim={caption_dim}"
-            )
-        if dim % (4 * config.n_head):
-            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * config.n_head}, got {dim}")
-        self.cls_embedding: LabelEmbedder | CaptionEmbedder
-        if num_classes is not None:
-            self.cls_embedding = LabelEmbedder(num_classes, dim)
-        elif caption_dim is not None:
-            self.cls_embedding = CaptionEmbedder(caption_dim, config.caption_length, dim)
+        dim, n_head = config.dim, config.n_head
+        self.cls_embedding = prefix_embedder(
+            dim, config.num_classes, config.caption_dim, config.caption_length
+        )
+        if dim % (4 * n_head):
+            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
         self.tok_embeddings: Any = self._token_embedding()
         hidden_dim = config.ffn_dim or default_ffn_dim(dim)
         self.layers = nn.ModuleList(
-            Block(dim, config.n_head, hidden_dim, config.dropout) for _ in range(config.n_layer)
+            Block(dim, n_head, hidden_dim, config.dropout) for _ in range(config.n_layer)
         )
         self.norm = RMSNorm(dim)
         self.output: Any = self._head()
-        self._rotations: Tensor | None = None  # not a buffer: it stays complex64 in every dtype
-        self.apply(_initialise)
+        self.apply(initialise)
         self._zero_head()
 
     def _zero_head(self) -> None:
@@ -157,19 +116,9 @@ class LlamaGen(TokenModel):
         return Linear(self.config.dim, self.vocab_size)
 
     @property
-    def vocab_size(self) -> int:
-        """Number of codes V."""
-        return self.config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D."""
-        return self.config.dim
-
-    @property
-    def prefix_length(self) -> int:
-        """1 for a class, the caption length for text."""
-        return 1 if self.config.caption_dim is None else self.config.caption_length
+    def head_weights(self) -> list[Tensor]:
+        """[V, D] of the one head."""
+        return [self.output.weight]
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
         """The raster order of the grid the model was trained for.
@@ -182,55 +131,6 @@ class LlamaGen(TokenModel):
             raise ValueError(f"grid must be {expected} for this model, got {tuple(grid)}")
         return raster_layout(expected)
 
-    def new_cache(self, rows: int, slots: int) -> KVCache:
-        """An empty cache. slots: of every row, the prefix included."""
-        return KVCache(
-            layers=self.config.n_layer,
-            rows=rows,
-            heads=self.config.n_head,
-            slots=slots,
-            head_dim=self.config.dim // self.config.n_head,
-            prefix=self.prefix_length,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def condition(
-        self,
-        given: Tensor,
-        mask: Tensor | None = None,
-        guided: bool = True,
-        drop: Tensor | None = None,
-    ) -> Condition:
-        """Prefixes of B pictures, with their unconditional twins when guided.
-
-        Args:
-            given: int64 [B] class labels in [0, num_classes), num_classes itself meaning no class;
-                or [B, P, C] caption features, left-padded.
-            mask: bool [B, P], False marks padding of the captions. None is no padding.
-            guided: append the unconditional rows, which keep the mask of their caption.
-            drop: bool [B], pictures whose condition is left out, for training with guidance.
-
-        Raises:
-            ValueError: the condition is of the wrong kind or shape, or a label is out of range.
-        """
-        embedder = self.cls_embedding
-        if isinstance(embedder, LabelEmbedder):
-            self._check_labels(given)
-            nothing = torch.full_like(given, self.config.num_classes)
-        else:
-            self._check_features(given, mask)
-            given = given.to(self.dtype)
-            nothing = embedder.uncond_embedding.to(self.dtype).expand_as(given)
-        if drop is not None:
-            given = torch.where(drop.view(-1, *[1] * (given.dim() - 1)), nothing, given)
-        if guided:
-            given = torch.cat([given, nothing])
-        prefix = embedder(given)
-        if mask is None:
-            return Condition(prefix, prefix.new_ones(prefix.shape[:2], dtype=torch.bool))
-        return Condition(prefix, mask.repeat(2, 1) if guided else mask)
-
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """Embeddings [R, Q, D] of tokens, whatever their rank. tokens: int64 [R, Q] or as bits."""
         return self.tok_embeddings(tokens)
@@ -241,52 +141,73 @@ class LlamaGen(TokenModel):
         ranks: Tensor,
         cache: KVCache | None = None,
         visible: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Runs the blocks and the last norm.
 
         Args:
             x: [R, Q, D] input embeddings.
             ranks: int64 [R, Q] from -P on; ranks past the picture take its last position.
-            cache: written at slots P + rank; None attends within x.
+            cache: written at `slots`; None attends within x.
             visible: bool [R, 1, Q, S], True where attended; None is causal.
+            slots: int64 [R, Q] of the cache; None is P + rank.
 
         Returns:
             [R, Q, D] hidden states, ready for `predict`.
         """
-        slots = ranks + self.prefix_length
+        return self._forward(x, ranks, cache, visible, slots)
+
+    def _forward(
+        self,
+        x: Tensor,
+        ranks: Tensor,
+        cache: KVCache | None,
+        visible: Tensor | None,
+        slots: Tensor | None,
+        adapt: Adapt | None = None,
+    ) -> Tensor:
+        positions = ranks + self.prefix_length
+        slots = positions if slots is None else slots
         if cache is not None and visible is None:
             visible = cache.visible(slots)
         mask = None
         if visible is not None:
             mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        return self._run(x, slots, mask, cache)
+        return self._run(x, positions, mask, cache, slots, adapt)
 
     def _run(
-        self, x: Tensor, slots: Tensor, mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        adapt: Adapt | None = None,
     ) -> Tensor:
-        """`forward` behind its masks. slots: int64 [R, Q]; mask: [R, 1, Q, S] added to scores."""
-        table = self._rotation_table(x.device)
-        rotation = table[slots.clamp(max=len(table) - 1)][:, :, None, None]
+        """`forward` behind its masks.
+
+        Args:
+            x: [R, Q, D].
+            positions: int64 [R, Q], P + rank.
+            mask: [R, 1, Q, S] added to scores.
+            cache: None attends within x.
+            slots: int64 [R, Q] of the cache; None without one.
+        """
+        table = self.rotation_table(x.device)
+        rotation = table[positions.clamp(max=len(table) - 1)][:, :, None, None]
         shared = Pass(rotation, mask, cache, slots)
         if self.training:
             x = F.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, shared)
-        return self.norm(x)
+            x = block(x if adapt is None else adapt(layer, x), layer, shared)
+        return self.norm(x if adapt is None else adapt(len(self.layers), x))
 
     def predict(self, hidden: Tensor, ranks: Tensor) -> Tensor:
         """fp32 logits [R, Q, V] of the token after each hidden state. hidden: [R, Q, D]."""
         return self.output(hidden).float()
 
-    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
-        """Logits of every token of whole pictures: fp32 [B, N, V]. See `hidden_states`."""
-        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        return self.predict(self.hidden_states(tokens, condition, same_columns), ranks)
-
-    def hidden_states(
-        self, tokens: Tensor, condition: Condition, same_columns: bool = False
-    ) -> Tensor:
-        """What predicts every token of whole pictures given those before it, for training.
+    def features(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Hidden states from which every token of whole pictures is predicted, for training.
 
         Args:
             tokens: int64 [B, N] in decode order, or bool [B, N, d].
@@ -295,7 +216,7 @@ class LlamaGen(TokenModel):
                 Then one of them, weighed by their number, does for all, and costs less.
 
         Returns:
-            [B, N, D].
+            [B, N, D], column r the state of rank r - 1.
         """
         batch, length = tokens.shape[:2]
         prefix = self.prefix_length
@@ -306,50 +227,17 @@ class LlamaGen(TokenModel):
             mask = x.new_full((length, length), -torch.inf).triu(1)
             mask[:, 0] = math.log(prefix)
             return self._run(x, ranks + prefix, mask)
-        visible = None if prefix == 1 else _visible(condition.mask, length - 1)
+        end = torch.arange(1, x.shape[1] + 1, device=x.device)
+        visible = None if prefix == 1 else full_mask(condition.mask, end)
         return self.forward(x, ranks, visible=visible)[:, prefix - 1 :]
 
-    def _rotation_table(self, device: torch.device) -> Tensor:
-        """complex64 [P + N, d_h / 2]. Published quirk: the rotations of the prefix are zero.
+    def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
+        """Logits of every token of whole pictures given those before it, for training.
 
-        So a prefix key scores 0 against every query, and a prefix query attends evenly to all that
-        it sees; every published checkpoint was trained that way.
+        Arguments as for `features`. Returns fp32 [B, N, V].
         """
-        if self._rotations is None or self._rotations.device != device:
-            head_dim = self.config.dim // self.config.n_head
-            with torch.inference_mode(False):  # a table made while sampling must serve training
-                grid = rotations_2d(self.config.grid_size, head_dim, device)
-                prefix = grid.new_zeros(self.prefix_length, head_dim // 2)
-                self._rotations = torch.cat([prefix, grid])
-        return self._rotations
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"class labels must be an integer tensor of shape [B], got {labels.dtype} "
-                f"{list(labels.shape)}"
-            )
-        limit = self.config.num_classes
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= limit:
-            raise ValueError(f"class labels must be in [0, {limit}], got {labels.tolist()}")
-
-    def _check_features(self, features: Tensor, mask: Tensor | None) -> None:
-        shape = (self.config.caption_length, self.config.caption_dim)
-        if features.dim() != 3 or tuple(features.shape[1:]) != shape:
-            raise ValueError(
-                f"caption features must have shape [B, {shape[0]}, {shape[1]}], "
-                f"got {list(features.shape)}"
-            )
-        if mask is not None and mask.shape != features.shape[:2]:
-            raise ValueError(
-                f"the caption mask must have shape {list(features.shape[:2])}, "
-                f"got {list(mask.shape)}"
-            )
-
-
-def default_ffn_dim(dim: int) -> int:
-    """Feed-forward width of the published sizes: 2/3 of 4 D, rounded up to a multiple of 256."""
-    return -(-int(2 * 4 * dim / 3) // 256) * 256
+        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+        return self.predict(self.features(tokens, condition, same_columns), ranks)
 
 
 def convert_official(
@@ -368,14 +256,40 @@ def convert_official(
     Raises:
         ValueError: parameters are missing, the size is not a published one, or the grid is unknown.
     """
-    state = {key: value for key, value in state.items() if not _NOT_PARAMETERS.search(key)}
-    vocab_size, dim = _shape(state, "tok_embeddings.weight")
+    state = parameters_of(state)
+    config = read_config(state, "LlamaGen", SIZES)
+    return config | {"grid_size": grid or grid_from_name(name)}, state
+
+
+def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was trained, without the tables and caches that some published files hold too."""
+    return {key: value for key, value in state.items() if not _NOT_PARAMETERS.search(key)}
+
+
+def read_config(
+    state: Mapping[str, Tensor],
+    family: str,
+    sizes: Mapping[str, tuple[int, int, int]],
+    extra_layers: int = 0,
+) -> dict[str, int | None]:
+    """All arguments of a model that its parameters tell; they do not tell the grid.
+
+    Args:
+        state: the parameters, with the published names of LlamaGen.
+        family: name of the family, for the message.
+        sizes: published sizes, layers, heads and width by name.
+        extra_layers: blocks that the sizes do not count.
+
+    Raises:
+        ValueError: parameters are missing or the size is not a published one.
+    """
+    vocab_size, dim = shape_of(state, "tok_embeddings.weight")
     layers = {int(key.split(".")[1]) for key in state if key.startswith("layers.")}
-    n_layer = len(layers)
-    heads = {(depth, width): heads for depth, heads, width in SIZES.values()}
+    n_layer = len(layers) - extra_layers
+    heads = {(depth, width): heads for depth, heads, width in sizes.values()}
     if (n_layer, dim) not in heads:
         raise ValueError(
-            f"a LlamaGen checkpoint must have a published size ({', '.join(SIZES)}), "
+            f"a {family} checkpoint must have a published size ({', '.join(sizes)}), "
             f"got {n_layer} layers of width {dim}"
         )
     config: dict[str, int | None] = {
@@ -383,25 +297,25 @@ def convert_official(
         "n_layer": n_layer,
         "n_head": heads[n_layer, dim],
         "vocab_size": vocab_size,
-        "grid_size": grid or _grid_from_name(name),
-        "ffn_dim": _shape(state, "layers.0.feed_forward.w1.weight")[0],
+        "ffn_dim": shape_of(state, "layers.0.feed_forward.w1.weight")[0],
     }
     if "cls_embedding.uncond_embedding" in state:
-        length, width = _shape(state, "cls_embedding.uncond_embedding")
-        config |= {"caption_length": length, "caption_dim": width}
-    else:
-        config["num_classes"] = _shape(state, "cls_embedding.embedding_table.weight")[0] - 1
-    return config, state
+        length, width = shape_of(state, "cls_embedding.uncond_embedding")
+        return config | {"caption_length": length, "caption_dim": width}
+    classes = shape_of(state, "cls_embedding.embedding_table.weight")[0] - 1
+    return config | {"num_classes": classes}
 
 
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
+def shape_of(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
+    """Rows and columns of a matrix; ValueError where the checkpoint lacks it."""
     if key not in state:
-        raise ValueError(f"the LlamaGen checkpoint lacks the parameter {key}")
+        raise ValueError(f"the checkpoint lacks the parameter {key}")
     rows, columns = state[key].shape
     return rows, columns
 
 
-def _grid_from_name(name: str) -> int:
+def grid_from_name(name: str) -> int:
+    """Rows and columns of the grid, by the picture size in a file name such as c2i_B_256.pt."""
     sizes = re.findall(r"(?<!\d)(256|384|512)(?!\d)", name)
     if len(set(sizes)) != 1:
         raise ValueError(
@@ -409,16 +323,3 @@ def _grid_from_name(name: str) -> int:
             "for example 16 for 256x256 pictures"
         )
     return int(sizes[0]) // _DOWNSAMPLE
-
-
-def _visible(mask: Tensor, tokens: int) -> Tensor:
-    """The causal mask with padding hidden except from itself. mask: bool [B, P]; [B, 1, S, S]."""
-    seen = F.pad(mask, (0, tokens), value=True)
-    causal = torch.ones(seen.shape[1], seen.shape[1], dtype=torch.bool, device=mask.device).tril()
-    itself = torch.eye(seen.shape[1], dtype=torch.bool, device=mask.device)
-    return ((causal & seen[:, None]) | itself)[:, None]
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=_INITIAL_STD)

@@ -32,6 +32,10 @@ class BitCodes(NamedTuple):
 
     tokens: Tensor
 
+    def ordered(self, order: Tensor) -> BitCodes:
+        """The same in decode order. order: int64 [N], rank -> cell."""
+        return BitCodes(self.tokens[:, :, order])
+
     def draw(self, crops: Tensor, pictures: Tensor, draw: torch.Generator) -> DrawnBits:
         """Tokens of some versions of some pictures. crops, pictures: int64 [B]."""
         tokens = self.tokens[crops, pictures]

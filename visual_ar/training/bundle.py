@@ -1,30 +1,43 @@
-"""Saves what a run trained as one pipeline folder; knows nothing about training."""
+"""Saves what a run trained as a pipeline folder or as a change of one; knows no training."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import nn
 
+from visual_ar import loading
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.models.llamagen import LlamaGen
-from visual_ar.pipeline import VisualARPipeline
+from visual_ar.models.conditioned import ConditionedModel
+from visual_ar.models.denoising import DenoisingLlamaGen
+from visual_ar.models.draft_head import DraftHead
+from visual_ar.pipeline import OPTIONS, VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
 
+SETTINGS = ("class_names", "height", "width", *OPTIONS)
+
 
 def save_pipeline(
-    model: LlamaGen,
+    model: ConditionedModel,
     tokenizer: VisualTokenizer,
     text_encoder: TextEncoder | None,
     class_names: list[str] | None,
     sampling: SamplingDefaults,
     output: Path,
+    scheduler: Decoding | None = None,
 ) -> None:
     """Writes a pipeline with its weights in float16; parts of an older one are replaced.
 
@@ -35,16 +48,16 @@ def save_pipeline(
         class_names: one a class, of a class-conditional model.
         sampling: defaults of the pipeline.
         output: its folder. Files there that are no part of a pipeline, such as a card, stay.
+        scheduler: its decoding method; None is speculative Jacobi decoding, or group decoding of
+            a model that predicts several tokens at once.
     """
-    parts: list[Any] = [copy.deepcopy(part) for part in (model, tokenizer, text_encoder)]
-    for part in parts:
-        if part is not None:
-            part.to("cpu", torch.float16).register_to_config(_name_or_path=output.name)
+    parts = _in_float16((model, tokenizer, text_encoder), output.name)
     side = model.config.grid_size * tokenizer.downsample
+    chain = model.layout(tokenizer.grid(side, side)).is_chain
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],
-        scheduler=SpeculativeJacobiDecoding(),
+        scheduler=scheduler or (SpeculativeJacobiDecoding() if chain else GroupDecoding()),
         text_encoder=parts[2],
         class_names=class_names,
         height=side,
@@ -54,9 +67,81 @@ def save_pipeline(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
     )
+    _write(pipe, output)
+
+
+def save_with_draft_head(pipe: VisualARPipeline, head: DraftHead, output: Path) -> None:
+    """Writes a pipeline with its weights in float16 and a draft head for its model.
+
+    Args:
+        pipe: not changed.
+        head: made for its model; not changed.
+        output: as for `save_pipeline`.
+    """
+    given = {key: value for key, value in pipe.components.items() if key != "draft_head"}
+    # The head was made for the weights in float32, but a fingerprint outlives the rounding.
+    parts = _in_float16((*given.values(), head), output.name)
+    settings = {key: pipe.config[key] for key in SETTINGS}
+    components = dict(zip((*given, "draft_head"), parts, strict=True))
+    _write(VisualARPipeline(**components, **settings), output)
+
+
+def _in_float16(parts: Iterable[Any], name: str) -> list[Any]:
+    """Copies of components; methods and components that are None stay what they are."""
+    copies = [copy.deepcopy(part) for part in parts]
+    for part in copies:
+        if part is not None:
+            part.register_to_config(_name_or_path=name)
+        if isinstance(part, nn.Module):
+            part.to("cpu", torch.float16)
+    return copies
+
+
+def _write(pipe: VisualARPipeline, output: Path) -> None:
+    """Saves a pipeline beside its folder, then moves its parts there."""
     beside = output.with_name(f"{output.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     pipe.save_pretrained(beside)
+    _replace(beside, output)
+
+
+def save_delta(
+    model: DenoisingLlamaGen, base: str, fingerprint: str, scheduler: Decoding, output: Path
+) -> None:
+    """Writes what a model adds to the one of another pipeline, in float16.
+
+    `VisualARPipeline.from_pretrained` reads it where the other pipeline is found by its name.
+
+    Args:
+        model: only what its `delta_prefix` names is written.
+        base: name of the other pipeline.
+        fingerprint: of its model, see `loading.fingerprint`.
+        scheduler: decoding method of the pipeline.
+        output: its folder. Files there that are no part of it, such as a card, stay.
+    """
+    beside = output.with_name(f"{output.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    added = {
+        name: value.to("cpu", torch.float16).contiguous()
+        for name, value in model.state_dict().items()
+        if name.startswith(model.delta_prefix)
+    }
+    model.save_config(beside / "model")
+    save_file(added, beside / "model" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    scheduler.save_pretrained(beside / "scheduler")
+    index = {
+        "_class_name": VisualARPipeline.__name__,
+        loading.BASE: base,
+        loading.BASE_SHA256: fingerprint,
+        "model": [type(model).__module__, type(model).__name__],
+        "scheduler": [type(scheduler).__module__, type(scheduler).__name__],
+    }
+    (beside / loading.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    _replace(beside, output)
+
+
+def _replace(beside: Path, output: Path) -> None:
+    """Moves every part of a folder into another one."""
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(beside.iterdir()):
         target = output / path.name

@@ -37,6 +37,10 @@ class Codes(NamedTuple):
         """The codes of the pictures themselves, not shifted: uint16 [M, N]."""
         return self.tokens[0, :, :, 0]
 
+    def ordered(self, order: Tensor) -> Codes:
+        """The same in decode order. order: int64 [N], rank -> cell."""
+        return Codes(self.tokens[:, :, order], self.chances[:, :, order])
+
     def draw(self, crops: Tensor, pictures: Tensor, draw: torch.Generator) -> Drawn:
         """Cells with one code drawn for each. crops, pictures: int64 [B]."""
         tokens = self.tokens[crops, pictures].long()

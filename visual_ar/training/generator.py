@@ -1,4 +1,4 @@
-"""The training loop of a next-token generator over cached tokens; knows nothing about pixels.
+"""The training loop of a token generator over cached tokens; knows nothing about pixels.
 
 Sun et al. (2024), "Autoregressive model beats diffusion: LlamaGen", section 3.2: cross-entropy over
 the codes, or over the bits of tokens that are bit vectors, with the condition left out at times so
@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.data.dataset import Dataset
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
-from visual_ar.models.llamagen import CaptionEmbedder, LlamaGen
+from visual_ar.models.conditioned import CaptionEmbedder
+from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.nar import NAR
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
@@ -44,15 +46,19 @@ from visual_ar.training.state import (
     save_checkpoint,
     update,
 )
+from visual_ar.training.trunk import start_from
+
+Generator = LlamaGen | NAR
 
 ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `captions`
 HELD_OUT_PICTURES = 200
 MEASURE_BATCH = 20
 SHEET_COLUMNS = 8
-MODELS: dict[str, type[LlamaGen]] = {  # head of a recipe -> class
-    "categorical": LlamaGen,
-    "bits": BitLlamaGen,
-    "subcodes": SubcodeLlamaGen,
+MODELS: dict[tuple[str, str], type[LlamaGen] | type[NAR]] = {  # family and head -> class
+    ("llamagen", "categorical"): LlamaGen,
+    ("llamagen", "bits"): BitLlamaGen,
+    ("llamagen", "subcodes"): SubcodeLlamaGen,
+    ("nar", "categorical"): NAR,
 }
 
 
@@ -62,7 +68,7 @@ AnyDrawn = TypeVar("AnyDrawn", Drawn, DrawnBits)
 class Trained(nn.Module):
     """All that one run trains: the transformer and, for captions, the encoder that reads them."""
 
-    def __init__(self, model: LlamaGen, captions: CaptionModel | None) -> None:
+    def __init__(self, model: Generator, captions: CaptionModel | None) -> None:
         super().__init__()
         self.model = model
         self.captions = captions
@@ -111,6 +117,7 @@ class GeneratorTraining:
                 "caption_length": encoder.config.length,
             }
         model = self._build(condition)
+        self.codes = self.codes.ordered(model.layout(self.grid).order)
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
@@ -119,7 +126,9 @@ class GeneratorTraining:
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
-        if captions is not None:
+        if recipe.trunk:
+            start_from(self.trained, _trunk(output.parent / recipe.trunk))
+        elif captions is not None:
             start_captions(
                 captions,
                 self.conditions,
@@ -142,16 +151,15 @@ class GeneratorTraining:
             return cached_bits(tokenizer, *cut, recipe.seed, output, self.device)
         return cached_codes(tokenizer, *cut, recipe.soft, recipe.seed, output, self.device)
 
-    def _build(self, condition: dict[str, int]) -> LlamaGen:
+    def _build(self, condition: dict[str, int]) -> Generator:
         """The generator. condition: arguments that say what it is conditioned on."""
-        recipe, side = self.recipe, self.grid[0]
-        make: Any = MODELS[recipe.head]
-        if isinstance(self.tokenizer, BinaryTokenizer):
-            bits = self.tokenizer.bits
-            return make(**recipe.model, **condition, bits=bits, grid_size=side)
-        size = self.tokenizer.codebook_size
-        model: LlamaGen = make(**recipe.model, **condition, vocab_size=size, grid_size=side)
-        place_codes(model, self.tokenizer.quantize.codebook().detach())
+        recipe, tokenizer = self.recipe, self.tokenizer
+        make: Any = MODELS[recipe.family, recipe.head]
+        options = {**recipe.model, **condition, "grid_size": self.grid[0]}
+        if isinstance(tokenizer, BinaryTokenizer):
+            return make(**options, bits=tokenizer.bits)
+        model: Generator = make(**options, vocab_size=tokenizer.codebook_size)
+        place_codes(model, tokenizer.quantize.codebook().detach())
         return model
 
     def train(self) -> dict[str, Any]:
@@ -236,7 +244,7 @@ class GeneratorTraining:
             chosen.top_p,
         )
         layout = model.layout(self.grid)
-        for step in SequentialDecoding().decode(model, layout, condition, sampling):
+        for step in GroupDecoding().decode(model, layout, condition, sampling):
             tokens = step.tokens
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
         save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)
@@ -273,14 +281,15 @@ class GeneratorTraining:
 
 
 @torch.no_grad()
-def place_codes(model: LlamaGen, vectors: Tensor) -> None:
+def place_codes(model: Generator, vectors: Tensor) -> None:
     """Starts embeddings and head so that codes with similar vectors are similar. vectors: [V, d].
 
     A code of thousands is seen rarely; what is learned about it then holds for those around it.
     Measured on the first 100 steps of emoji: as low a loss as 140 steps without it.
     """
     unit = F.normalize(vectors.float(), dim=-1)
-    for weight, norm in ((model.tok_embeddings.weight, 0.3), (model.output.weight, 0.5)):
+    heads = [(weight, 0.5) for weight in model.head_weights]
+    for weight, norm in ((model.tok_embeddings.weight, 0.3), *heads):
         frame = nn.init.orthogonal_(torch.empty(unit.shape[1], weight.shape[1]))
         weight.add_((norm * unit @ frame).to(weight.device))
 
@@ -307,7 +316,7 @@ def mislead(drawn: AnyDrawn, largest: float, draw: torch.Generator) -> AnyDrawn:
     return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
 
 
-def _matrices(model: LlamaGen) -> list[nn.Parameter]:
+def _matrices(model: Generator) -> list[nn.Parameter]:
     """What Muon trains: the blocks, and the caption projection.
 
     AdamW lets one direction that all captions share grow to seven eighths of the projected prefix.
@@ -330,7 +339,7 @@ def _latents_of(
 
 
 def _loss(
-    model: LlamaGen, drawn: Drawn | DrawnBits, given: Given, drop: Tensor | None = None
+    model: Generator, drawn: Drawn | DrawnBits, given: Given, drop: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
@@ -338,11 +347,29 @@ def _loss(
     same_columns = model.prefix_length > 1
     if isinstance(drawn, DrawnBits):
         assert isinstance(model, BitLlamaGen)
-        hidden = model.hidden_states(drawn.inputs, condition, same_columns)
+        hidden = model.features(drawn.inputs, condition, same_columns)
         return model.token_loss(hidden, drawn.labels).mean()
     logits = model.logits(drawn.inputs, condition, same_columns)
-    log_p = logits.log_softmax(-1).gather(-1, drawn.labels)
-    return -(drawn.chances * log_p).sum(-1).mean()
+    return soft_cross_entropy(logits, drawn.labels, drawn.chances)
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tensor:
+    """Mean cross-entropy, nats a token.
+
+    Args:
+        logits: [B, Q, V].
+        labels: int64 [B, Q, K], codes of each cell.
+        chances: [B, Q, K], of the labels.
+    """
+    return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
+
+
+def _trunk(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a finished run."""
+    state = load_checkpoint(folder)
+    if state is None:
+        raise FileNotFoundError(f"the trunk must be trained first: recipe {folder.name}")
+    return state["average"]
 
 
 def _load_tokenizer(path: Path, head: str) -> VQTokenizer | BinaryTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import tomllib
 import types
 import typing
@@ -67,6 +68,7 @@ class Codebook:
 
 
 BINARY_QUANTIZERS = ("lfq", "grouped-lfq", "bsq")
+FAMILIES = ("llamagen", "nar")
 HEADS = ("categorical", "bits", "subcodes")
 
 
@@ -149,14 +151,14 @@ class Recipe:
 
     Attributes:
         name: of the run; also the name of the recipe file.
-        kind: "tokenizer" or "generator".
+        kind: "tokenizer", "generator", "draft" or "denoising".
         dataset: name of the prepared dataset.
         seed: of weights, order of the data and every other draw.
         steps: length of the run.
         minutes: time to fit the run in; it ends early when the clock is ahead of the steps.
         batch: pictures a step.
         bf16: whether to run the network under bfloat16 autocast.
-        model: constructor arguments of the model.
+        model: constructor arguments of the model; none for a draft head, which its generator sizes.
     """
 
     name: str
@@ -165,7 +167,7 @@ class Recipe:
     steps: int
     batch: int
     optimiser: Optimiser
-    model: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     minutes: float | None = None
     bf16: bool = False
@@ -194,6 +196,9 @@ class GeneratorRecipe(Recipe):
     """A generator's training.
 
     Attributes:
+        family: "llamagen" for next-token, "nar" for next-neighbour prediction.
+        trunk: name of the recipe whose trained model this one starts from; its run lies beside
+            this one's. Nothing starts from random weights.
         tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
         head: "categorical" over a code book; for a tokenizer of bits "bits" (one classifier each)
             or "subcodes" (a few softmaxes one after the other).
@@ -213,6 +218,8 @@ class GeneratorRecipe(Recipe):
         sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
+    family: str = "llamagen"
+    trunk: str = ""
     tokenizer: str = ""
     head: str = "categorical"
     splits: tuple[str, ...] = ("train",)
@@ -230,8 +237,17 @@ class GeneratorRecipe(Recipe):
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
+        for option, known in (("family", FAMILIES), ("head", HEADS)):
+            if getattr(self, option) not in known:
+                raise ValueError(
+                    f"{self.name}: {option} must be one of {', '.join(known)}, "
+                    f"got {getattr(self, option)!r}"
+                )
+        if self.family != "llamagen" and self.head != "categorical":
+            raise ValueError(
+                f"{self.name}: head must be 'categorical' with family {self.family!r}, "
+                f"got {self.head!r}"
+            )
         unused = "flip" if self.head == "categorical" else "soft"
         if getattr(self, unused):
             raise ValueError(
@@ -239,7 +255,80 @@ class GeneratorRecipe(Recipe):
             )
 
 
-KINDS: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "generator": GeneratorRecipe}
+@dataclass(frozen=True)
+class DraftRecipe(Recipe):
+    """The training of a draft head for a generator.
+
+    Attributes:
+        base: name of the generator's recipe; its run lies beside this one's.
+        splits: splits of the dataset that are trained on.
+        held_out: split that is measured only.
+        alias: see `GeneratorRecipe`, like the three below.
+        crops: cached versions of each picture's codes.
+        shift: of such versions, in pixels.
+        soft: temperature of the codes drawn.
+        depth: steps of a chain that are trained, each on the states that the one before foretold.
+        features: weight of the loss of the hidden states; that of the laws has weight 1.
+        guidance: range of the guidance scales under which laws are compared.
+        temperature: range of the temperatures.
+    """
+
+    base: str = ""
+    splits: tuple[str, ...] = ("train",)
+    held_out: str = "test"
+    alias: float = 0.0
+    crops: int = 1
+    shift: int = 0
+    soft: float = 0.0
+    depth: int = 2
+    features: float = 1.0
+    guidance: tuple[float, float] = (1.0, 3.0)
+    temperature: tuple[float, float] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.model:
+            raise ValueError(
+                f"{self.name}: model must be left out, a draft head has the sizes of its "
+                f"generator, got {self.model}"
+            )
+        if self.depth < 1:
+            raise ValueError(f"{self.name}: depth must be at least 1, got {self.depth}")
+        for option, least, rule in (
+            ("guidance", 0.0, "at least 0"),
+            ("temperature", 0.1, "at least 0.1"),
+        ):
+            low, high = getattr(self, option)
+            if not least <= low <= high:
+                raise ValueError(
+                    f"{self.name}: {option} must be a range from low to high, {rule}, "
+                    f"got {[low, high]}"
+                )
+
+
+@dataclass(frozen=True)
+class DenoisingRecipe(Recipe):
+    """What makes a trained generator read noisy embeddings; `model` holds options of the denoiser.
+
+    Attributes:
+        base: name of the generator's recipe; its finished run lies beside this one's. Its data,
+            captions and sampling defaults are used again.
+        longest: most ranks of a run of noisy embeddings, at least 1.
+    """
+
+    base: str = ""
+    longest: int = 32
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise ValueError(f"longest must be at least 1, got {self.longest}")
+
+
+KINDS: dict[str, type[Recipe]] = {
+    "tokenizer": TokenizerRecipe,
+    "generator": GeneratorRecipe,
+    "draft": DraftRecipe,
+    "denoising": DenoisingRecipe,
+}
 
 
 def bundled() -> dict[str, Path]:
@@ -251,6 +340,10 @@ def bundled() -> dict[str, Path]:
         "emoji_wide_tokenizer",
         "emoji",
         "cifar10",
+        "emoji_draft",
+        "emoji_denoising",
+        "emoji_nar",
+        "cifar10_nar",
         "emoji_binary",
         "emoji_binary_subcodes",
         "emoji_wide",
@@ -280,10 +373,27 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
     gpu = table.pop("gpu", {})
     if device.startswith("cuda"):
         table = _merged(table, gpu)
-    kind = table.get("kind")
-    if kind not in KINDS:
-        raise ValueError(f"{path.name}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return _typed(KINDS[kind], table, path.name)
+    return _of_kind(table, path.name)
+
+
+def finished_recipe(run: Path) -> Recipe:
+    """The recipe of a finished run, as its metrics tell it.
+
+    Args:
+        run: folder of the run.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: the file is damaged.
+    """
+    path = run / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run.name} must be trained first, got no {path}")
+    try:
+        table = json.loads(path.read_text())["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must tell the recipe of a run: {error}") from error
+    return _of_kind(_without_nothing(table), str(path))
 
 
 def check_options(options: dict[str, Any], function: Callable[..., Any], where: str) -> None:
@@ -292,6 +402,22 @@ def check_options(options: dict[str, Any], function: Callable[..., Any], where: 
     for key in options:
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}")
+
+
+def _of_kind(table: dict[str, Any], where: str) -> Recipe:
+    kind = table.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return _typed(KINDS[kind], table, where)
+
+
+def _without_nothing(table: dict[str, Any]) -> dict[str, Any]:
+    """A table without the keys that JSON gives as null, which TOML leaves out."""
+    return {
+        key: _without_nothing(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 
 from visual_ar.data.dataset import Dataset, load
+from visual_ar.models.denoising import OPTIONS
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.binary_tokenizer import BinaryTokenizerTraining
+from visual_ar.training.denoising import DenoisingTraining
+from visual_ar.training.draft_head import DraftTraining
 from visual_ar.training.generator import MODELS, GeneratorTraining
 from visual_ar.training.recipe import (
+    DenoisingRecipe,
+    DraftRecipe,
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
@@ -35,7 +40,8 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
         recipe: the name of a bundled recipe or the path of a TOML file.
         data: folder of the prepared dataset that the recipe names.
         output: folder of the run; afterwards it holds `log.csv`, `metrics.json` and the folder
-            `model/` of a tokenizer or `pipeline/` of a generator.
+            `model/` of a tokenizer or `pipeline/` of a generator, draft head or denoiser; that of a
+            denoiser also holds `delta/`, what was trained alone.
         device: "cpu" or "cuda".
 
     Returns:
@@ -66,24 +72,34 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
 
 
 def _check_models(recipe: Recipe) -> None:
-    """Raises ValueError when a table of constructor arguments has a key that no one knows."""
-    model: Any
+    """Raises ValueError for an argument of a model that no one knows."""
+    if isinstance(recipe, TokenizerRecipe):
+        kind = VQTokenizer if recipe.binary is None else BinaryTokenizer
+        check_options(recipe.model, kind, f"{recipe.name}: model")
+    if isinstance(recipe, DenoisingRecipe):
+        for key in recipe.model:
+            if key not in OPTIONS:
+                names = ", ".join(OPTIONS)
+                raise ValueError(
+                    f"{recipe.name}: model: unknown key {key!r}; known keys are {names}"
+                )
     if isinstance(recipe, GeneratorRecipe):
-        model = MODELS[recipe.head]
-    else:
-        assert isinstance(recipe, TokenizerRecipe)
-        model = VQTokenizer if recipe.binary is None else BinaryTokenizer
-    check_options(recipe.model, model, f"{recipe.name}: model")
-    if isinstance(recipe, GeneratorRecipe) and recipe.text is not None:
-        check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
+        model = MODELS[recipe.family, recipe.head]
+        check_options(recipe.model, model, f"{recipe.name}: model")
+        if recipe.text is not None:
+            check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
 
 
 def _training(
     recipe: Recipe, data: Dataset, output: Path, device: torch.device
-) -> TokenizerTraining | GeneratorTraining:
+) -> TokenizerTraining | GeneratorTraining | DraftTraining | DenoisingTraining:
     if isinstance(recipe, TokenizerRecipe):
-        kind = TokenizerTraining if recipe.binary is None else BinaryTokenizerTraining
-        return kind(recipe, data, output, device)
+        tokenizer = TokenizerTraining if recipe.binary is None else BinaryTokenizerTraining
+        return tokenizer(recipe, data, output, device)
+    if isinstance(recipe, DraftRecipe):
+        return DraftTraining(recipe, data, output, device)
+    if isinstance(recipe, DenoisingRecipe):
+        return DenoisingTraining(recipe, data, output, device)
     assert isinstance(recipe, GeneratorRecipe)
     return GeneratorTraining(recipe, data, output, device)
 

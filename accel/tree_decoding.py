@@ -1,0 +1,258 @@
+"""Speculative decoding over a tree of drafts, several at one position, whoever makes them.
+
+Recursive rejection without replacement (Jeon et al. 2024, arXiv 2402.14160) on trees whose shape is
+fixed or follows each picture's own past acceptance. One pass verifies a whole tree: its drafts lie
+in the cache behind the last committed token and see their ancestors only. Knows nothing about
+families or pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
+from visual_ar.accel.decoding import DecodeState, Step
+from visual_ar.accel.drafters import parse_drafter
+from visual_ar.accel.drafting import Drafter, Outcome, Verdict
+from visual_ar.accel.host_copy import HostCopy
+from visual_ar.accel.tree import Tree, keep_path, shapes, visible
+from visual_ar.accel.tree_acceptance import judge
+from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.layout import Layout
+from visual_ar.models.base import TokenModel
+from visual_ar.sampling import bit_uniforms
+from visual_ar.tokenizers.base import VisualTokenizer
+
+_STREAM = 64
+_TEST, _DRAW, _OBSERVE = 0, 1, 2
+_NUMBERS = 5
+_BLOCK_PICTURES = 8
+
+
+@dataclass
+class TreeBuffers:
+    """What a pass hands to the next one.
+
+    Attributes:
+        trees: table of M shapes.
+        sizes: int64 [M], columns that exist in each, ascending.
+        shape: int64 [B], the next shape of every picture.
+        drafter: makes the drafts.
+        pace: what every picture accepted so far.
+        numbers: fp32 [passes, B, 5, Q] uniform numbers of the next passes.
+        ahead: passes of `numbers` that are left.
+        columns: columns of the next pass.
+        widest: columns that the next pass needs, for the host.
+    """
+
+    trees: Tree
+    sizes: Tensor
+    shape: Tensor
+    drafter: Drafter
+    pace: Pace
+    numbers: Tensor
+    columns: int
+    widest: HostCopy
+    ahead: int = 0
+
+
+class TreeDecoding(WindowedDecoding):
+    """Lossless speculation with several drafts at one position; see the module's docstring.
+
+    Args:
+        window: ranks predicted along the trunk of a tree, at least 1, or "auto" for the fastest on
+            this device. A trunk is never shorter than `tree` is high.
+        tree: drafts below every draft at the first positions, such as "3x2": three for the next
+            position, two below each of these. "1" is a chain.
+        drafter: "jacobi", the model's own guesses of the pass before, with new siblings where that
+            pass rejected; "head", the model's trained draft head; or neighbours joined by "+", such
+            as "left-law+above-law", of which the first drafts the trunk and all take turns as
+            siblings. See `initialise.INITIALISERS`.
+        coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
+            "gumbel" siblings follow too.
+        init: first draft of a rank that the Jacobi drafter has not seen yet.
+        adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
+            the window; or the "shape", branches turning into trunk while long runs are accepted.
+
+    Raises:
+        ValueError: an option outside its range, or a tree with more drafts at one position than the
+            drafter has.
+    """
+
+    lossless = True
+    requires = frozenset({"categorical", "trees"})
+
+    @register_to_config
+    def __init__(
+        self,
+        window: int | str = "auto",
+        tree: str = "3x2",
+        drafter: str = "jacobi",
+        coupling: str = "maximal",
+        init: str = "uniform",
+        adapt: str = "none",
+    ) -> None:
+        check_window(window)
+        self._branching = parse_tree(tree)
+        self._kind = parse_drafter(drafter, init, coupling)
+        self.needs_noise = drafter == "jacobi" and coupling == "gumbel"
+        most = self._kind.siblings
+        if most is not None and max(self._branching) > most:
+            raise ValueError(
+                f"tree {tree} needs {max(self._branching)} drafts at one position, drafter "
+                f"{drafter} copies {most}; jacobi and the laws of neighbours (left-law, above-law) "
+                "have as many as there are codes"
+            )
+        if adapt not in ADAPTATIONS:
+            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, got {adapt!r}")
+
+    @classmethod
+    def spatial(cls) -> TreeDecoding:
+        """Drafts from the laws of neighbours only, which cost nothing and need no past."""
+        return cls(window=4, tree="2", drafter="left-law+above-law")
+
+    @classmethod
+    def adaptive(cls) -> TreeDecoding:
+        """The Jacobi drafter with trees that follow each picture's past acceptance."""
+        return cls(window=32, adapt="shape")
+
+    def check(
+        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
+    ) -> None:
+        """See `Decoding.check`."""
+        super().check(model, layout, tokenizer)
+        self._kind.check(model, layout)
+
+    def init(
+        self,
+        model: TokenModel,
+        layout: Layout,
+        slots: int,
+        guided: bool = True,
+        window: int = 1,
+        tokenizer: VisualTokenizer | None = None,
+    ) -> DecodeState:
+        """See `Decoding.init`."""
+        trunk = max(window - 1, len(self._branching))
+        trees = shapes(ladder(self.config.adapt, self._branching, trunk), model.device)
+        state = super().init(model, layout, slots, guided, trees.columns, tokenizer)
+        sizes = trees.exists.sum(1)
+        state.method = TreeBuffers(
+            trees=trees,
+            sizes=sizes,
+            shape=torch.zeros_like(state.length),
+            drafter=self._kind.make(state, trees),
+            pace=Pace(trees.trunk, slots),
+            numbers=torch.zeros(0, device=state.tokens.device),
+            columns=trees.columns,
+            widest=HostCopy(state.tokens.device, trees.columns),
+        )
+        return state
+
+    def prepare(self, state: DecodeState, slots: Tensor) -> None:
+        """Drafts for newly admitted slots, and forgets what their last pictures accepted."""
+        buffers: TreeBuffers = state.method
+        buffers.ahead = 0
+        buffers.pace.admit(slots)
+        buffers.drafter.admit(slots)
+        self._choose_shapes(state)
+
+    def step(self, state: DecodeState) -> Step:
+        """One pass: draft a tree, predict behind every draft, keep a path, correct its end."""
+        buffers: TreeBuffers = state.method
+        tree = buffers.trees.pick(buffers.shape).narrow(buffers.columns)
+        u = self._numbers(state)
+        draft = buffers.drafter.draft(tree, u[:, _DRAW])
+        first = state.length
+        feed = state.tokens.gather(1, (first[:, None] - 1).clamp(min=0))
+        ranks = first[:, None] - 1 + tree.depth
+        root = state.twice(first) - 1 + state.cache.prefix
+        hidden = state.forward(
+            torch.cat([feed, draft.tokens], 1),
+            ranks,
+            visible(state.twice(tree.sees), state.cache, root),
+            root[:, None] + torch.arange(tree.columns, device=root.device),
+        )
+        p = state.law(hidden, ranks + 1)
+        verdict = judge(tree, p, draft, u[:, _TEST])
+        path, run = state.twice(verdict.path), state.twice(verdict.run)
+        keep_path(state.cache, root, path, run, tree.deepest_branch)
+        token = verdict.correction.sample(u[:, _OBSERVE, :1])[:, 0]
+        committed = state.commit(_committed(draft.tokens, verdict, token), verdict.run + 1)
+        outcome = Outcome(tree, draft, first, hidden, p, verdict, token)
+        buffers.drafter.observe(outcome, u[:, _OBSERVE:].transpose(0, 1))
+        buffers.pace.observe(verdict.run)
+        self._choose_shapes(state)
+        drafted = buffers.drafter.evaluations
+        return state.report(committed, tree.columns, draft_evaluations=drafted)
+
+    @torch.inference_mode()
+    def advance(self, state: DecodeState) -> Step:
+        """See `Decoding.advance`. Columns that nobody uses are cut where the host knows them."""
+        buffers: TreeBuffers = state.method
+        if buffers.widest.lag == 0:
+            buffers.columns = buffers.widest.read()
+        return super().advance(state)
+
+    @staticmethod
+    def _choose_shapes(state: DecodeState) -> None:
+        buffers: TreeBuffers = state.method
+        buffers.shape = buffers.pace.shape().masked_fill(state.done, 0)
+        buffers.widest.push(buffers.sizes[buffers.shape].max())
+
+    @staticmethod
+    def _numbers(state: DecodeState) -> Tensor:
+        """[B, 5, Q] numbers of every column: to test, to draw, and three to observe with.
+
+        At small batches several passes are computed at a time: the small operations of a
+        counter-based generator cost as much for one pass as for eight.
+        """
+        buffers: TreeBuffers = state.method
+        if buffers.ahead == 0:
+            buffers.ahead = max(_BLOCK_PICTURES // state.slots, 1)
+            passes = torch.arange(1, buffers.ahead + 1, device=state.seed.device)[:, None]
+            attempts = state.passes + passes  # [passes, B]
+            columns = buffers.trees.columns
+            rank = torch.zeros_like(
+                attempts
+            )  # an attempt alone tells the passes of a picture apart
+            u = bit_uniforms(state.seed, rank, attempts, _NUMBERS * columns, stream=_STREAM)
+            buffers.numbers = u.unflatten(-1, (_NUMBERS, columns))
+        numbers = buffers.numbers[-buffers.ahead]
+        buffers.ahead -= 1
+        return numbers
+
+
+def parse_tree(text: str | int) -> tuple[int, ...]:
+    """Children at the first depths, from a text such as "3x2".
+
+    Raises:
+        ValueError: not whole numbers of at least 1 joined by x.
+    """
+    parts = str(text).split("x")
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise ValueError(
+            f"tree must be whole numbers of at least 1 joined by x, such as 3x2, got {text!r}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _committed(drafts: Tensor, verdict: Verdict, token: Tensor) -> Tensor:
+    """Tokens of the kept path, then the corrected one; what follows is of no use.
+
+    Args:
+        drafts: int64 [B, K].
+        verdict: of the pass.
+        token: int64 [B].
+
+    Returns:
+        int64 [B, deepest + 1].
+    """
+    kept = drafts.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
+    tokens = torch.cat([kept, token[:, None]], 1)
+    return tokens.scatter(1, verdict.run[:, None], token[:, None])

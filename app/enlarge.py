@@ -1,0 +1,12 @@
+"""Shows small pictures in larger pixels, without blurring them; knows nothing but pictures."""
+
+from PIL import Image
+
+SIDE = 384
+"""Pictures are shown about so many pixels wide, and never smaller than they are."""
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """The picture with every pixel drawn as a square of a whole number of pixels."""
+    scale = max(SIDE // image.width, 1)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,104 @@
+"""Turns the recipe of a PNG back into what the controls of a page hold; knows recipes, no page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visual_ar.accel import METHODS
+from visual_ar.app.methods import options
+from visual_ar.app.settings import Settings, settings
+from visual_ar.app.uploads import check_picture
+from visual_ar.png import read_recipe
+
+_SAMPLING = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
+_OTHER_WAYS = {
+    "complete": "the picture it completed is not in the file",
+    "draft_model": "another model drafted for it",
+    "sheet": "it is a sheet, of which the first picture is restored",
+}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a recipe says.
+
+    Attributes:
+        model: name of the model.
+        settings: of the drawing, with one picture.
+        method: command-line name.
+        values: of the method's options.
+        notes: sentences on what cannot be restored.
+    """
+
+    model: str
+    settings: Settings
+    method: str
+    values: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: str | Path, models: Sequence[str]) -> Restored:
+    """Reads the recipe of a PNG. See `restore`.
+
+    Args:
+        path: of the file.
+        models: names that may stand in it.
+
+    Raises:
+        ValueError: the file is no PNG with a recipe, has far too many pixels, or see `restore`.
+    """
+    check_picture(path)
+    return restore(read_recipe(path), models)
+
+
+def restore(recipe: Mapping[str, Any], models: Sequence[str]) -> Restored:
+    """What the controls have to hold to draw a picture again.
+
+    Args:
+        recipe: as `visual-ar generate` and the page write it; from anyone, so nothing is trusted.
+        models: names that may stand in it.
+
+    Raises:
+        ValueError: an entry is missing or has a value that no control can hold.
+    """
+    model = recipe.get("model")
+    if model not in models:
+        raise ValueError(
+            f"the recipe's model must be one of {', '.join(models)}, or be loaded on the tab "
+            f"Models first, got {model!r}"
+        )
+    method = recipe.get("method")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"the recipe's method must be one of {', '.join(METHODS)}, got {method!r}")
+    drawn = settings(
+        subject=_text("prompt or class", _first(recipe.get("prompt", recipe.get("class")))),
+        pictures=1,
+        seed=recipe.get("seed"),
+        **{name: recipe.get(name) for name in _SAMPLING},
+    )
+    values = {
+        name: _plain(name, recipe.get(name, option.default))
+        for name, option in options(method).items()
+    }
+    notes = [f"Not all is restored: {why}." for key, why in _OTHER_WAYS.items() if recipe.get(key)]
+    return Restored(str(model), drawn, method, values, notes)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"the recipe's {name} must be text, got {value!r}")
+    return value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option as a control holds it."""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"the recipe's {name} must be text or a number, got {value!r}")
+    return value if isinstance(value, bool) else str(value)

@@ -1,0 +1,131 @@
+"""The models a page can draw with: the first one, the bundled ones, and what visitors load.
+
+Knows how pipelines are loaded; knows nothing about pages or drawing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from visual_ar.assets import bundled
+from visual_ar.pipeline import VisualARPipeline
+
+KEPT = 3
+"""So many models besides the first stay in memory, those used last."""
+PROMPTS = "prompts.txt"
+"""A file of a model's folder: prompts it was trained on, one a line."""
+_CARD_CHARACTERS = 100_000
+
+
+class Shelf:
+    """Pipelines by name, safe between threads.
+
+    Args:
+        pipe: the first one; others are loaded to its device and number format.
+        name: of the first one.
+    """
+
+    def __init__(self, pipe: VisualARPipeline, name: str) -> None:
+        self.first = name
+        self._pipe = pipe
+        self._loaded: OrderedDict[str, VisualARPipeline] = OrderedDict()
+        self._known: list[str] = list(dict.fromkeys((name, *bundled())))
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """What `get` knows: the first model, the bundled ones, those that were loaded."""
+        return list(self._known)  # without the lock, which a long download holds
+
+    def get(self, name: str) -> VisualARPipeline:
+        """The pipeline of a name, loaded anew where it was forgotten.
+
+        Raises:
+            ValueError: no model of the page has this name, or its files are damaged.
+            OSError: its files are gone.
+        """
+        if name not in self.names():
+            known = ", ".join(self.names())
+            raise ValueError(
+                f"model must be one of {known}, or be loaded on the tab Models first, got {name!r}"
+            )
+        return self.load(name)
+
+    def load(self, name: str) -> VisualARPipeline:
+        """Loads a bundled model, a folder or a repository of the Hugging Face hub, once.
+
+        Raises:
+            ValueError: no such pipeline is there, or its files are damaged.
+            OSError: nothing of that name, or the hub cannot be reached.
+        """
+        if name == self.first:
+            return self._pipe
+        with self._lock:
+            if name not in self._loaded:
+                pipe = VisualARPipeline.from_pretrained(name, dtype=self._pipe.dtype)
+                self._loaded[name] = pipe.to(self._pipe.device)
+            self._loaded.move_to_end(name)
+            if len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+            if name not in self._known:
+                self._known.append(name)
+            return self._loaded[name]
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of a model that lies on this machine under its bundled name or its path."""
+    folder = bundled().get(name, Path(name))
+    return folder if (folder / "model_index.json").is_file() else None
+
+
+def known_subjects(pipe: VisualARPipeline, name: str) -> list[str]:
+    """What a person may ask a model for: its classes, or prompts that lie beside it."""
+    if pipe.config.class_names:
+        return list(pipe.config.class_names)
+    folder = folder_of(name)
+    if folder is None or pipe.text_encoder is None or not (folder / PROMPTS).is_file():
+        return []
+    return (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
+
+
+def card(name: str) -> str:
+    """The model card as Markdown, without its header for programs; a sentence where there is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    folder = folder_of(name)
+    path = None if folder is None else folder / "README.md"
+    if path is None or not path.is_file():
+        return f"No model card lies beside {name}."
+    text = path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
+    if text.startswith("---\n"):
+        text = text[4:].partition("\n---\n")[2]
+    return text.strip()
+
+
+def describe(pipe: VisualARPipeline) -> dict[str, Any]:
+    """What a pipeline consists of and draws by default, as plain data."""
+    parts = {
+        key: f"{type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters"
+        if hasattr(part, "parameters")
+        else f"{type(part).__name__} {json.dumps(_public(part.config))}"
+        for key, part in pipe.components.items()
+        if part is not None
+    }
+    config = _public(pipe.config)
+    defaults = {key: value for key, value in config.items() if key not in parts}
+    names = defaults.pop("class_names", None)
+    classes = {"classes": len(names)} if names else {}
+    return {**parts, **classes, **defaults, "device": str(pipe.device), "dtype": str(pipe.dtype)}
+
+
+def _public(config: Any) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and not isinstance(value, tuple)
+    }

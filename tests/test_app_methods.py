@@ -1,0 +1,78 @@
+"""What a page tells of methods is what their constructors take and their docstrings say."""
+
+import inspect
+
+import pytest
+import torch
+
+from visual_ar import accel
+from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.app import methods
+
+
+@pytest.mark.parametrize("name", accel.METHODS)
+def test_every_option_of_every_method_is_explained_in_a_sentence(name):
+    found = methods.options(name)
+    assert list(found) == list(inspect.signature(accel.method(name)).parameters)
+    for option in found.values():
+        assert option.about.endswith(".") and len(option.about) > 20, option
+    assert methods.about(name).endswith(".")
+    assert set(found) <= set(methods.every_option())
+
+
+def test_only_the_options_of_a_method_are_its_options():
+    assert methods.options("sequential") == {} == methods.options("jacobi-published")
+    assert "coupling" in methods.options("jacobi")
+    assert "coupling" not in methods.options("exact-match")
+    assert methods.options("jacobi")["window"].about.startswith("Ranks predicted by a pass")
+
+
+def test_controls_build_the_method_they_show():
+    values = {
+        "window": "16",
+        "coupling": "gumbel",
+        "init": " left ",
+        "rule": "",
+        "measure_tv": True,
+    }
+    method = methods.make("jacobi", values, SequentialDecoding())
+    assert isinstance(method, SpeculativeJacobiDecoding)
+    assert method.config.window == 16 and method.config.coupling == "gumbel"
+    assert method.config.init == "left" and method.config.rule == "exact"
+    assert method.config.measure_tv is True
+    exact = methods.make("exact-match", values, SequentialDecoding())
+    assert isinstance(exact, ExactMatchJacobiDecoding) and exact.config.window == 16
+
+
+def test_an_option_left_empty_is_the_models_own():
+    shipped = SpeculativeJacobiDecoding(window=8)
+    assert methods.make("jacobi", {"window": ""}, shipped).config.window == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("guess", {}, "method must be one of"),
+        ("jacobi", {"window": "many"}, "window must be"),
+        ("jacobi", {"rule": "omega/omega=much"}, "omega of rule omega must be a number"),
+    ],
+)
+def test_what_a_method_refuses_is_refused(method, values, message):
+    with pytest.raises(ValueError, match=message):
+        methods.make(method, values, SequentialDecoding())
+
+
+def test_a_verdict_says_whether_the_law_is_kept():
+    assert "lossless=True" in methods.verdict(SequentialDecoding())
+    lossy = SpeculativeJacobiDecoding(rule="omega/omega=1.2")
+    assert "lossless=False" in methods.verdict(lossy)
+
+
+def test_another_method_shares_the_weights_and_leaves_the_pipeline_alone(tiny_pipeline):
+    other = methods.with_method(tiny_pipeline, ExactMatchJacobiDecoding(window=4))
+    assert other.model is tiny_pipeline.model
+    assert isinstance(tiny_pipeline.scheduler, SequentialDecoding)
+    ours, theirs = (pipe(class_labels="dog", seeds=3).tokens for pipe in (other, tiny_pipeline))
+    assert torch.equal(ours, theirs)

@@ -1,0 +1,238 @@
+"""Captured passes on a CPU, with a recorder of operations that stands in for CUDA graphs.
+
+The recorder keeps the operations of a pass with the very tensors they worked on, and does them
+again on those, as a graph does: what a pass reads on the host or keeps outside of the state's
+tensors makes it fail or give other tokens.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_iter
+
+from visual_ar import accel
+from visual_ar.accel import decoding, graphs
+from visual_ar.accel.graphs import CapturedSteps, extent_for
+from visual_ar.accel.host_copy import HostCopy
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.engine import Engine
+from visual_ar.sampling import Sampling
+from visual_ar.testing import ToyTokenModel, decode_all
+
+HOST_READS = {"item", "_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
+CAPTURABLE = [name for name in accel.METHODS if accel.method(name)().capturable]
+
+
+def storages(values):
+    return {
+        v.untyped_storage().data_ptr() for v in tree_iter(values) if isinstance(v, torch.Tensor)
+    }
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every operation; refuses those for which a device would be waited."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.overloadpacket.__name__ in HOST_READS:
+            raise RuntimeError(f"{function} waits for the device")
+        result = function(*args, **kwargs)
+        alias = bool(storages(result) & storages((args, kwargs)) - {0})
+        if function._schema.is_mutable or not alias:
+            self.operations.append((function, args, kwargs, result))
+        return result
+
+    def replay(self):
+        with torch.inference_mode():
+            for function, args, kwargs, result in self.operations:
+                again = function(*args, **kwargs)
+                if function._schema.is_mutable:
+                    continue
+                for old, new in zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(old, torch.Tensor):
+                        old.copy_(new)
+
+
+class FakeCapture:
+    """Stands in for `CudaCapture`, but does what it records: the first replay is then over."""
+
+    def __call__(self, body):
+        recorder = Recorder()
+        with recorder:
+            step = body()
+        done = iter([True])
+        return lambda: next(done, False) or recorder.replay(), step
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Lets a CPU be a device whose passes are captured."""
+    monkeypatch.setattr(CapturedSteps, "serves", staticmethod(lambda device: True))
+    monkeypatch.setattr(CapturedSteps, "on", classmethod(lambda cls, device: cls(FakeCapture())))
+
+
+def toy(pictures, guided=True):
+    model = ToyTokenModel(4, (8, 6), seed=3)
+    sampling = Sampling.create(list(range(pictures)), 1.6, 0.9)
+    sampling.top_k[::2], sampling.top_p[1:] = 3, 0.9
+    layout = model.layout((8, 6))
+    layout.forced[7] = 2
+    condition = model.condition([index % 2 for index in range(pictures)], guided)
+    return model, layout, condition, sampling
+
+
+def by_one_operation_at_a_time(method, *given):
+    method.capturable = False
+    tokens, committed = decode_all(method, *given)
+    del method.capturable
+    return tokens, committed
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_captured_passes_give_the_tokens_of_eager_ones(captured, name):
+    method = accel.method(name)()
+    if "window" in method.config:
+        method.register_to_config(window=5)
+    given = toy(3)
+    expected, committed = by_one_operation_at_a_time(method, *given)
+    tokens, again = decode_all(method, *given)
+    assert torch.equal(tokens, expected) and torch.equal(again, committed)
+    assert method.kept[1].captured.count == 2  # attention reaches 32 slots, then all
+
+
+@pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
+def test_later_calls_reuse_the_graphs(captured, coupling):
+    method = SpeculativeJacobiDecoding(4, coupling, init="above-law")
+    first = toy(2)
+    decode_all(method, *first)
+    state, count = method.kept[1], method.kept[1].captured.count
+    model, _, condition, sampling = first
+    other = sampling._replace(seed=sampling.seed + 50, guidance=sampling.guidance * 0.7)
+    free = model.layout((8, 6))  # nothing is forced now
+    tokens, _ = decode_all(method, model, free, condition, other)
+    assert method.kept[1] is state and state.captured.count == count
+    fresh = SpeculativeJacobiDecoding(4, coupling, init="above-law")
+    expected, _ = by_one_operation_at_a_time(fresh, model, free, condition, other)
+    assert torch.equal(tokens, expected)
+
+
+def test_only_a_state_that_fits_is_reused(captured):
+    method = SequentialDecoding()
+    model, layout, condition, sampling = toy(2)
+    decode_all(method, model, layout, condition, sampling)
+    state = method.kept[1]
+    one, two = (method.decode(model, layout, condition, sampling) for _ in range(2))
+    next(one), next(two)  # two calls at a time
+    assert method.kept is None
+    two.close()
+    assert method.kept[1] is not state
+    one.close()
+    assert method.kept[1] is state
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    decode_all(method, model, layout, condition, sampling)
+    assert method.kept[1] is not state  # the weights lie elsewhere
+
+
+def test_a_failed_call_leaves_no_state_behind(captured):
+    method = SequentialDecoding()
+    steps = method.decode(*toy(2))
+    next(steps)
+    with pytest.raises(ZeroDivisionError):
+        steps.throw(ZeroDivisionError())
+    assert method.kept is None
+
+
+def test_pictures_are_admitted_between_captured_passes(captured, tiny_pipeline):
+    pipe = tiny_pipeline
+    pipe.scheduler = SpeculativeJacobiDecoding(window=3)
+    requests = [pipe.check_inputs(class_labels=n % 3, seeds=n, top_k=n) for n in range(5)]
+    with Engine(pipe, slots=2) as engine:
+        together = [engine.submit(request)[0] for request in requests]
+        found = [job.result().tokens for job in together]
+    graph = engine._state.captured
+    assert graph.count >= 1
+    pipe.scheduler.capturable = False
+    with Engine(pipe, slots=2) as engine:
+        expected = [engine.submit(request)[0].result().tokens for request in requests]
+    assert engine._state.captured is None
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_end_is_noticed_one_pass_late(captured, monkeypatch):
+    class Late(HostCopy):
+        """Numbers that arrive one push late, as on CUDA."""
+
+        def __init__(self, *given):
+            super().__init__(*given)
+            event = type("Event", (), {"record": lambda _: None, "synchronize": lambda _: None})
+            self._lags, self._events = True, [event(), event()]
+
+    method, given = SpeculativeJacobiDecoding(4), toy(3)
+    expected, committed = by_one_operation_at_a_time(method, *given)
+    monkeypatch.setattr(decoding, "HostCopy", Late)
+    tokens, late = decode_all(method, *given)
+    assert torch.equal(tokens, expected)
+    assert len(late) == len(committed) + 1
+    assert torch.equal(late[:-1], committed) and not late[-1].any()
+
+
+class Careless(SequentialDecoding):
+    """Does in `step` what a graph cannot."""
+
+    def step(self, state):
+        step = super().step(state)
+        self.misdeed(state)
+        return step
+
+
+@pytest.mark.parametrize(
+    ("misdeed", "message"),
+    [
+        (lambda state: state.length.sum().item(), "waits for the device"),
+        (lambda state: setattr(state, "window", state.window + 1), "keep what it changes in"),
+        (lambda state: setattr(state, "length", state.length[:1]), r"got length \[1\] after \[2\]"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_is_an_error(captured, misdeed, message):
+    method = Careless()
+    method.misdeed = misdeed
+    with pytest.raises(RuntimeError, match=message):
+        decode_all(method, *toy(2))
+
+
+def test_buffers_that_trade_places_keep_their_contents():
+    model, layout, *_ = toy(2)
+    method = SequentialDecoding()
+    state = method.init(model, layout, 2)
+    state.length, state.passes = torch.tensor([3, 4]), torch.tensor([5, 6])
+    length, passes = state.length, state.passes
+
+    def swap(state):
+        state.length, state.passes = state.passes, state.length
+        return decoding.Step(state.tokens, state.tokens, state.passes, 1, state.done)
+
+    graphs._in_place(swap, state)
+    assert state.length is length and state.passes is passes
+    assert length.tolist() == [5, 6] and passes.tolist() == [3, 4]
+
+
+def test_a_result_belongs_to_the_caller(captured):
+    kept = list(SequentialDecoding().decode(*toy(1)))
+    known = [int(step.known.sum()) for step in kept]
+    assert known == list(range(1, 49))
+
+
+def test_extents_are_few_and_not_much_too_large():
+    for limit in (576, 4200):
+        found = {extent_for(slots, limit, True) for slots in range(1, limit + 1)}
+        assert len(found) <= 4 * limit.bit_length() - 24
+        for slots in range(1, limit + 1):
+            extent = extent_for(slots, limit, True)
+            assert slots <= extent <= max(1.25 * slots, slots + 32)
+            assert extent <= limit
+    assert extent_for(300, 900, False) == 320

@@ -1,0 +1,257 @@
+"""A parallel model drafts for a next-token model: the law stays the next-token model's."""
+
+import pytest
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from visual_ar.accel.hybrid import HybridDecoding
+from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
+from visual_ar.testing import (
+    ToyTokenModel,
+    chi_square,
+    decode_all,
+    enumerate_law,
+    sequence_index,
+)
+
+PICTURES = 12_000
+ALARM, DETECTED = 1e-4, 1e-9  # as in test_lossless
+METHODS = {
+    "whole": HybridDecoding(window=2, drafts="whole"),
+    "whole 3": HybridDecoding(window=3, drafts="whole"),
+    "ahead": HybridDecoding(window=2, drafts="ahead"),
+    "ahead 3": HybridDecoding(window=3, drafts="ahead"),
+}
+CASES = {
+    "guided": {"guidance": 1.8, "temperature": 0.8},
+    "warped": {"top_k": 2, "top_p": 0.9},
+}
+
+
+def pair(vocab_size=2, grid=(3, 3), prefix_length=2, seed=0):
+    """A next-token toy and the next-neighbour toy that drafts for it."""
+    options = {"vocab_size": vocab_size, "grid": grid}
+    model = ToyTokenModel(**options, prefix_length=prefix_length, seed=seed)
+    drafter = ToyTokenModel(**options, seed=seed + 100, order="neighbour")
+    model.use_draft_model(drafter)
+    return model
+
+
+def conditions(model, labels, guided):
+    drafts = model.draft_model.condition(labels, guided)
+    return model.condition(labels, guided)._replace(draft=drafts)
+
+
+def fit(method, model, forced=None, pictures=PICTURES, **options):
+    layout = model.layout(model.config.grid)
+    if forced is not None:
+        layout = layout.with_forced(forced)
+    sampling = Sampling.create(list(range(pictures)), **options)
+    condition = conditions(model, [0] * pictures, options.get("guidance", 1) != 1)
+    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    law = enumerate_law(model, 0, Sampling.create([0], **options), forced)
+    return chi_square(sequence_index(tokens, model.vocab_size), law)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_law_is_that_of_the_next_token_model(method, case):
+    assert fit(METHODS[method], pair(seed=len(case)), **CASES[case]) > ALARM
+
+
+@pytest.mark.parametrize("method", ["whole", "ahead"])
+def test_forced_cells_are_kept_in_both_orders(method):
+    forced = torch.tensor([-1, 2, -1, -1, 0, -1])
+    model = pair(vocab_size=3, grid=(2, 3), seed=4)
+    assert fit(METHODS[method], model, forced, guidance=1.5) > ALARM
+
+
+@pytest.mark.parametrize("method", ["whole", "ahead"])
+def test_clips_are_drafted_too(method):
+    assert fit(METHODS[method], pair(grid=(2, 2, 2), seed=5)) > ALARM
+
+
+class DiscardsAndRedrafts(HybridDecoding):
+    """Mutant: after a rejection the drafts behind it are drawn anew from their own laws."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=2, drafts="whole")
+        self.register_to_config(window=2, drafts="whole")
+
+    def step(self, state):
+        before = state.tokens.clone()
+        step = super().step(state)
+        ranks = torch.arange(state.tokens.shape[1]).expand_as(state.tokens)
+        u = uniforms(state.seed[:, None], ranks, state.passes[:, None])[3]
+        fresh = CategoricalLaw(probabilities=state.method.q).sample(u)
+        corrected = (state.tokens != before).any(1, keepdim=True)
+        anew = corrected & (ranks >= state.length[:, None])
+        state.tokens = torch.where(anew, fresh, state.tokens)
+        return step
+
+
+class KeepsWhatWasDrawnAhead(HybridDecoding):
+    """Mutant: a draft made ahead stays, and is tested against the law of a later pass."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__(window=2, drafts="ahead")
+        self.register_to_config(window=2, drafts="ahead")
+
+    def _draft_ahead(self, state, ranks, u):
+        kept = state.tokens.clone()
+        law = super()._draft_ahead(state, ranks, u)
+        state.tokens = torch.where(state.passes[:, None] > 0, kept, state.tokens)
+        return law
+
+
+def crossed():
+    """Models of uniform laws, but that the drafter tells the third cell from the fourth.
+
+    The fourth cell is drafted before the third and verified after it, so that whether the third
+    draft is kept says something about the fourth.
+    """
+    model = pair(grid=(2, 3), seed=1)
+    drafter = model.draft_model
+    with torch.no_grad():
+        third = drafter.head[3].clone()  # cell 2 has rank 3 in the drafter's order
+        model.head.zero_()
+        drafter.head.zero_()
+        drafter.head[3] = third
+        drafter.contributions.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("mutant", [DiscardsAndRedrafts, KeepsWhatWasDrawnAhead])
+def test_known_mistakes_are_detected(mutant):
+    assert fit(mutant(), crossed()) < DETECTED
+
+
+@pytest.mark.parametrize("method", ["whole", "ahead"])
+def test_what_detects_them_lets_the_exact_forms_pass(method):
+    assert fit(METHODS[method], crossed()) > ALARM
+
+
+@pytest.mark.parametrize("method", ["whole", "ahead"])
+def test_options_and_slots_belong_to_pictures(method):
+    """Different options in a batch, ragged slots, and admission in mid-run: the same pictures."""
+    model, decoding = pair(vocab_size=3, seed=3), METHODS[method]
+    layout = model.layout((3, 3))
+    options = [(1.0, 1.0, 0, 1.0), (2.0, 0.7, 0, 1.0), (1.5, 1.0, 2, 1.0), (3.0, 1.4, 0, 0.8)]
+    parts = [Sampling.create([seed], *option) for seed, option in enumerate(options)]
+    labels = [0, 1, 1, 0]
+    expected = torch.cat(
+        [
+            decode_all(decoding, model, layout, conditions(model, [label], True), part)[0]
+            for label, part in zip(labels, parts, strict=True)
+        ]
+    )
+    together = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    batch, _ = decode_all(decoding, model, layout, conditions(model, labels, True), together)
+    assert torch.equal(batch, expected)
+
+    state = decoding.init(model, layout, slots=2, window=2)
+    waiting, holds, finished = list(range(4)), {}, {}
+    while waiting or holds:
+        for slot in range(2):
+            if slot not in holds and waiting:
+                picture = waiting.pop(0)
+                holds[slot] = picture
+                condition = conditions(model, [labels[picture]], True)
+                decoding.admit(state, torch.tensor([slot]), condition, parts[picture])
+        step = decoding.advance(state)
+        for slot in [slot for slot in holds if step.done[slot]]:
+            finished[holds.pop(slot)] = step.tokens[slot]
+    assert torch.equal(torch.stack([finished[k] for k in range(4)]), expected)
+
+
+def test_a_drafter_with_the_same_law_is_always_believed():
+    """Independent cells: both models agree, so every draft is kept; its work is reported."""
+    model = pair(vocab_size=3, grid=(3, 4), seed=6)
+    for toy in (model, model.draft_model):
+        torch.nn.init.zeros_(toy.head)
+    condition = conditions(model, [0, 1], False)
+    steps = list(
+        HybridDecoding(window=4).decode(
+            model, model.layout((3, 4)), condition, Sampling.create([1, 2])
+        )
+    )
+    assert [step.committed.tolist() for step in steps] == [[4, 4]] * 3
+    groups, largest = 3 + 4 - 1, 4
+    assert steps[0].head_evaluations == 2 * 4 + 2 * groups * largest
+    assert steps[1].head_evaluations == 2 * 4
+
+
+def test_models_that_do_not_fit_are_refused():
+    model, method = pair(vocab_size=3), METHODS["whole"]
+    layout = model.layout((3, 3))
+    condition = model.condition([0], False)
+    state = method.init(model, layout, slots=1, guided=False, window=2)
+    with pytest.raises(ValueError, match="condition must hold the drafter's prefix"):
+        method.admit(state, torch.tensor([0]), condition, Sampling.create([0]))
+    with pytest.raises(
+        ValueError, match="draft_model must share the tokenizer's 3 codes, got 2 codes"
+    ):
+        model.use_draft_model(ToyTokenModel(2, (3, 3), order="neighbour"))
+    nameless = ToyTokenModel(3, (3, 3), order="neighbour")
+    nameless.capabilities = frozenset({"continuous"})
+    with pytest.raises(ValueError, match="draft_model must name the law of every draft"):
+        model.use_draft_model(nameless)
+    model.use_draft_model(ToyTokenModel(3, (2, 3), order="neighbour"))
+    with pytest.raises(ValueError, match=r"grid must be \(2, 3\), got \(3, 3\)"):
+        method.check(model, layout)
+    strict = ToyTokenModel(3, (3, 3), order="neighbour")
+    strict.capabilities = frozenset({"categorical"})
+    model.use_draft_model(strict)
+    with pytest.raises(ValueError, match="predicts from some of its sources"):
+        METHODS["ahead"].check(model, layout)
+    method.check(model, layout)
+    model.use_draft_model(None)
+    with pytest.raises(ValueError, match="needs a model with a draft model"):
+        method.check(model, layout)
+    with pytest.raises(ValueError, match="drafts must be one of whole, ahead, got 'half'"):
+        HybridDecoding(drafts="half")
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("drafts", ["whole", "ahead"])
+def test_pipelines_draw_alone_and_together(
+    make_tiny_pipeline, make_parallel_pipeline, text, drafts
+):
+    pipe = make_tiny_pipeline(text=text)
+    drafter = make_parallel_pipeline(pipe)
+    subjects = {"prompt": ["red apple", "tree"]} if text else {"class_labels": ["cat", "frog"]}
+    alone = drafter(**subjects, seeds=3, output_type="tokens")
+    assert alone.stats.passes == [7, 7]
+    pipe.draft_with(drafter)
+    pipe.scheduler = HybridDecoding(window=4, drafts=drafts)
+    together = pipe(**subjects, seeds=3, output_type="tokens")
+    assert together.stats.lossless and max(together.stats.passes) <= 16
+    again = pipe(**subjects, seeds=3, output_type="tokens")
+    assert torch.equal(together.tokens, again.tokens)
+    pipe.draft_with(None)
+    with pytest.raises(ValueError, match="needs a model with a draft model"):
+        pipe(**subjects)
+
+
+def test_a_parallel_pipeline_completes_pictures(make_tiny_pipeline, make_parallel_pipeline):
+    drafter = make_parallel_pipeline(make_tiny_pipeline())
+    picture = torch.rand(3, 8, 8)
+    keep = torch.zeros(4, 4, dtype=torch.bool)
+    keep[2:] = True  # later cells constrain nothing, but stay
+    output = drafter(class_labels=0, seeds=1, image=picture, mask=keep, output_type="tokens")
+    codes = drafter.image_tokenizer.encode(picture[None] * 2 - 1)
+    assert torch.equal(output.tokens[0, 8:], codes[0, 8:])
+
+
+def test_pipelines_that_do_not_fit_are_refused(make_tiny_pipeline, make_parallel_pipeline):
+    pipe = make_tiny_pipeline()
+    other = make_tiny_pipeline().image_tokenizer
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1)
+    with pytest.raises(ValueError, match="drafter must share the image tokenizer"):
+        pipe.draft_with(make_parallel_pipeline(pipe, image_tokenizer=other))
+    with pytest.raises(ValueError, match=r"drafter must draw the classes \['cat'"):
+        pipe.draft_with(make_parallel_pipeline(pipe, class_names=["one", "two", "three"]))
+    assert pipe.model.draft_model is None

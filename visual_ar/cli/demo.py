@@ -1,0 +1,67 @@
+"""`visual-ar demo`: opens the web demo for a model; knows its process and nothing of the page."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visual_ar.cli.common import Device, Dtype, Threads, set_threads
+from visual_ar.cli.drawing import load
+from visual_ar.cli.serve import listen, run
+
+if TYPE_CHECKING:
+    from visual_ar.pipeline import VisualARPipeline
+
+DRAIN = 1
+"""Seconds that drawings have to finish when the page is closed; nobody waits for them."""
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
+    ] = "emoji",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Open a page on which pictures form.
+
+    Draw pictures and watch them form, let two methods race, look at tokens,
+    measure, and load other models. One job runs at a time, others queue.
+    There is no authentication; keep it behind something that has.
+
+    [bold]Examples[/bold]
+
+    [cyan]visual-ar demo[/cyan]
+    The bundled emoji model on http://127.0.0.1:7860.
+
+    [cyan]visual-ar demo --model cifar10 --port 7861[/cyan]
+    Classes of photographs instead of prompts.
+    """
+    with listen(host, port) as listener:  # an occupied port is known before a model is loaded
+        set_threads(threads)
+        pipe = load(model, device, dtype)
+        from visual_ar.app.demo import application, build
+
+        app = application(build(pipe, model))
+        warm_up(pipe)
+        address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{listener.getsockname()[1]}"
+        typer.echo(f"Opening {model} on {url} (Ctrl-C ends).")
+        run(app, listener, DRAIN)
+
+
+def warm_up(pipe: "VisualARPipeline") -> None:
+    """Makes one pass as the page asks at first, so that the window is measured before a visitor
+    waits for it; the measurement is kept for later starts."""
+    from visual_ar.app.settings import PICTURES, kind
+
+    anything = "picture" if pipe.text_encoder is not None else 0
+    call: dict[str, Any] = {kind(pipe): anything, "num_images_per_prompt": PICTURES, "seeds": 0}
+    passes = pipe.stream(**call)
+    next(iter(passes))

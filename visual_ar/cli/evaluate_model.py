@@ -1,0 +1,188 @@
+"""`visual-ar evaluate sample` and `speed`: what a pipeline draws and how fast; measures nothing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visual_ar.cli import result
+from visual_ar.cli.common import Device, Dtype, Json, Threads, check_output_folder, set_threads
+
+if TYPE_CHECKING:
+    from visual_ar.evaluation.workload import Options
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance, 1 is off.", show_default=False)
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Above 0; 1 is the model's law.", show_default=False)
+]
+TopK = Annotated[int | None, typer.Option(help="0 is all tokens.", show_default=False)]
+TopP = Annotated[float | None, typer.Option(help="In (0, 1]; 1 is all tokens.", show_default=False)]
+
+
+def sample(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    model: Model = "emoji",
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pictures. [dim]Default: one a prompt, 50000 of classes.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one prompt or class a line; without it, all classes."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the first picture; the next has the next.")
+    ] = 0,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:OPTION=VALUE,...]",
+            help="How to decode. [dim]Default: the model's own method.[/dim]",
+        ),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
+    guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the pictures that an evaluation needs: a folder of PNGs and samples.npz.
+
+    Killed or interrupted, the same command goes on where it was, and ends with
+    the pictures that it would have drawn without. Pictures take the prompts or
+    the classes in turn, so a multiple of their number is exactly balanced.
+
+    [bold]Examples[/bold]
+
+    [cyan]visual-ar evaluate sample -m cifar10 --count 10000 -o runs/cifar10[/cyan]
+
+    [cyan]visual-ar evaluate sample -m emoji --prompts names.txt -o runs/emoji[/cyan]
+    """
+    from visual_ar.cli.drawing import load
+    from visual_ar.evaluation.sample import sample as draw
+    from visual_ar.evaluation.speed import parse_method
+
+    set_threads(threads)
+    check_output_folder(output)
+    subjects = None if prompts is None else read_prompts(prompts)
+    decoding = None if method is None else parse_method(method)
+    pipe = load(model, device, dtype)
+    if decoding is not None:
+        pipe.scheduler = decoding
+    wanted = count or (50_000 if subjects is None else len(subjects))
+    with result.progress(as_json) as bar:
+        report = result.named(bar)
+        document = draw(
+            pipe,
+            model,
+            output,
+            wanted,
+            subjects,
+            seed,
+            options(guidance, temperature, top_k, top_p),
+            slots,
+            lambda done, total: report("pictures", done, total),
+        )
+    result.finish(ctx, document, output / "result.json", as_json)
+
+
+def speed(
+    ctx: typer.Context,
+    model: Model = "emoji",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:OPTION=VALUE,...] ...",
+            help="Methods, separated by spaces; sequential is always measured.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt or class a line.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of a round.")] = 4,
+    batch: Annotated[
+        int | None, typer.Option(help="Batch size beside 1.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed batches of every method.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture.")] = 0,
+    guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    output: result.Output = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure decoding methods as [cyan]visual-ar bench[/cyan] does, as a result to keep.
+
+    [bold]Example[/bold]
+
+    [cyan]visual-ar evaluate speed -m emoji --methods "jacobi:window=16" -o speed.json[/cyan]
+    """
+    from visual_ar.cli.bench import subjects
+    from visual_ar.cli.drawing import load
+    from visual_ar.evaluation.speed import DEFAULT_METHODS, Schedule
+    from visual_ar.evaluation.speed_result import speed as measure
+
+    set_threads(threads)
+    result.check(output)
+    other = pictures if batch is None else batch
+    schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
+    schedule.check()
+    asked = None if prompts is None else read_prompts(prompts)
+    pipe = load(model, device, dtype)
+    with result.progress(as_json) as bar:
+        report = result.named(bar)
+        document = measure(
+            pipe,
+            model,
+            asked or subjects(pipe),
+            options(guidance, temperature, top_k, top_p),
+            DEFAULT_METHODS if methods is None else methods.split(),
+            schedule,
+            lambda done, total: report("drawing", done, total),
+        )
+    result.finish(ctx, document, output, as_json)
+
+
+def options(
+    guidance: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+) -> "Options":
+    """The sampling options that were given."""
+    from visual_ar.evaluation.workload import Options
+
+    return Options(guidance, temperature, top_k, top_p)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds none, or is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"prompts must be text in UTF-8, got {str(path)!r}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts must hold a prompt a line, got none in {str(path)!r}")
+    return prompts
