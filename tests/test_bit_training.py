@@ -1,6 +1,8 @@
 """Training on tokens of bits: tiny runs from recipe to pipeline, resumed, and what they refuse."""
 
 import csv
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ from visual_ar.training import load_recipe, run
 from visual_ar.training.bit_codes import DrawnBits, cached_bits, flip
 from visual_ar.training.generator import mislead
 from visual_ar.training.pictures import to_float
+from visual_ar.training.recipe import (
+    GeneratorRecipe,
+    Logging,
+    Recipe,
+    TokenizerRecipe,
+    bundled,
+)
 from visual_ar.training.state import Log
 
 TOKENIZER = """
@@ -191,6 +200,42 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     assert output.images[0].size == (16, 16)
 
 
+def _shortened(name: str) -> Recipe:
+    """A bundled recipe for two steps of a tiny model; all else is as bundled."""
+    recipe = load_recipe(name)
+    short = {"steps": 2, "minutes": None, "batch": 4, "logging": Logging(1, 2, 2)}
+    if isinstance(recipe, TokenizerRecipe):
+        sizes = recipe.model | {"channels": 4, "norm_groups": 2}
+        return replace(recipe, **short, model=sizes)
+    assert isinstance(recipe, GeneratorRecipe)
+    return replace(
+        recipe,
+        **short,
+        model=recipe.model | {"dim": 16, "n_layer": 1, "n_head": 2},
+        text={"dim": 16, "depth": 1, "heads": 2, "feature_dim": 16, "length": 5},
+        captions=replace(recipe.captions, steps=2, batch=4),
+    )
+
+
+def test_every_bundled_recipe_of_bits_trains_and_draws(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name in bundled() if "binary" in name or "wide" in name]
+    assert len(names) == 5
+    module = import_module("visual_ar.training.run")
+    monkeypatch.setattr(module, "load_recipe", lambda name, _: _shortened(name))
+    for name in names:
+        quality = run(name, data, tmp_path / name)["quality"]
+        assert all(np.isfinite(value).all() for value in quality.values()), name
+        if name.endswith("tokenizer"):
+            continue
+        pipe = VisualARPipeline.from_pretrained(tmp_path / name / "pipeline")
+        pipe.set_progress_bar_config(disable=True)
+        pipe.scheduler = SpeculativeJacobiDecoding(window=2)
+        shape = (1, 4, 48) if "wide" in name else (1, 16, 16)
+        assert pipe("thing 1", seeds=1).tokens.shape == shape
+
+
 def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     for text, message in (
@@ -198,6 +243,14 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
         (GENERATOR.replace('head = "bits"', 'head = "bit"'), "head must be one of categorical"),
         (GENERATOR.replace("flip = 0.2", "soft = 0.1"), "soft must be 0 with head 'bits'"),
         (GENERATOR.replace('head = "bits"', ""), "flip must be 0 with head 'categorical'"),
+        (
+            GENERATOR.replace('head = "bits"', 'head = "bits"\nfamily = "nar"'),
+            "head must be 'categorical' with family 'nar', got 'bits'",
+        ),
+        (
+            GENERATOR.replace('head = "bits"', 'head = "bits"\nfamily = "gpt"'),
+            "family must be one of llamagen, nar, got 'gpt'",
+        ),
     ):
         recipe.write_text(text)
         with pytest.raises(ValueError, match=message):
