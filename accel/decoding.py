@@ -456,9 +456,9 @@ class Decoding(SchedulerMixin, ConfigMixin):
         if state.forced is None and bool((forced != FREE).any()):
             state.forced = torch.full_like(state.tokens, FREE, dtype=torch.int64)
         if state.forced is not None:
-            if state.bits and forced.dim() < 3:  # then nothing is, see `check`
-                forced = forced[..., None]
-            state.forced[slots, :length] = forced[slots] if forced.dim() > 1 else forced
+            given = forced[slots] if forced.dim() > 1 else forced
+            by_token = state.bits and forced.dim() < 3  # then nothing is forced, see `check`
+            state.forced[slots, :length] = given[..., None] if by_token else given
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
             state.noise[slots, :length] = (

@@ -8,6 +8,7 @@ import torch
 from visual_ar.accel import bit_acceptance, bit_jacobi, bit_rules
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.rules import RULES, parse_rule
 from visual_ar.accel.sequential import SequentialDecoding
@@ -60,6 +61,7 @@ METHODS = {
     "bitwise independent": SpeculativeJacobiDecoding(3, "independent", "random", rule="bitwise"),
     "bitwise gumbel": SpeculativeJacobiDecoding(window=2, coupling="gumbel", rule="bitwise"),
     "window 1": SpeculativeJacobiDecoding(window=1),
+    "groups of one": GroupDecoding(),
 }
 
 
@@ -83,6 +85,18 @@ def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
     law = enumerate_law(model, 0, Sampling.create([0], *options), forced)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
     return chi_square(sequence_index(tokens, model.vocab_size), law)
+
+
+def test_groups_of_several_ranks_have_the_exact_law() -> None:
+    model = ToyBitModel(2, (2, 2), prefix_length=2, seed=4, order="neighbour")
+    sampling = Sampling.create(list(range(PICTURES)), 2.0, 0.8)
+    layout, condition = model.layout((2, 2)), model.condition([1] * PICTURES, True)
+    tokens, committed = decode_all(GroupDecoding(), model, layout, condition, sampling)
+    assert committed[:, 0].tolist() == [1, 2, 1]
+    law = enumerate_law(model, 1, Sampling.create([0], 2.0, 0.8))
+    assert chi_square(sequence_index(tokens, 4), law) > ALARM
+    with pytest.raises(ValueError, match="needs a next-token layout"):
+        SequentialDecoding().check(model, layout)
 
 
 def few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +286,13 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="measure_tv must be False for a model of bits"):
         SpeculativeJacobiDecoding(rule="omega", measure_tv=True).check(model, layout)
     codes = ToyTokenModel(3, (5,))
+    for given, shape, message in (
+        (model, (5,), "must force every bit"),
+        (codes, (2, 5, 2), "must force one code"),
+    ):
+        forced = layout.with_forced(torch.ones(shape, dtype=torch.int64))
+        with pytest.raises(ValueError, match=message):
+            SequentialDecoding().check(given, forced)
     for rule in ("bitwise", "hamming-grouped", "hamming-lantern"):
         with pytest.raises(ValueError, match=f"rule {rule} compares bits and needs a model"):
             SpeculativeJacobiDecoding(rule=rule).check(codes, codes.layout((5,)))
