@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.bits import BitLaw
+from visual_ar.bits import BitLaw, SubcodeLaw
 
 
 class BitVerdict(NamedTuple):
@@ -48,7 +48,7 @@ def by_bit(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> BitVerdict:
 def by_token(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
     """Keeps a token with probability min(1, p / q) (Leviathan et al. 2023, Algorithm 1).
 
-    The first token that is not kept is replaced by `BitLaw.residual`.
+    The first token that is not kept is replaced by a draw of `BitLaw.residual`.
 
     Args:
         p: [B, K] target laws.
@@ -59,5 +59,24 @@ def by_token(p: BitLaw, q: BitLaw, drafts: Tensor, u: Tensor) -> Tensor:
     Returns:
         bool [B, K], whether each draft passes by itself.
     """
-    # The ratio out of logarithms: products over 256 bits underflow. Equal laws give exactly 1.
-    return u < torch.exp(p.log_prob(drafts) - q.log_prob(drafts))
+    # The ratio out of logarithms: products over 256 bits underflow.
+    return u < torch.exp(p.log_ratio(q, drafts))
+
+
+def by_part(
+    p: BitLaw | SubcodeLaw, q: BitLaw | SubcodeLaw, drafts: Tensor, u: Tensor
+) -> BitVerdict:
+    """`by_bit`, or the same along the sub-codes of a token where laws are of those.
+
+    Args:
+        p: [B, K] target laws.
+        q: [B, K] laws the drafts were drawn from, of the same kind.
+        drafts: bool [B, K, d].
+        u: [B, K, d] in (0, 1).
+    """
+    if isinstance(p, SubcodeLaw):
+        assert isinstance(q, SubcodeLaw)
+        tokens = p.couple(q, drafts, u)
+        return BitVerdict(tokens, (tokens == drafts).all(-1))
+    assert isinstance(q, BitLaw)
+    return by_bit(p, q, drafts, u)

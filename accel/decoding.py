@@ -17,11 +17,20 @@ from torch import Tensor
 
 from visual_ar.accel.graphs import CapturedSteps, extent_for, lent_state
 from visual_ar.accel.host_copy import OpenLength
+from visual_ar.bits import BitLaw, SubcodeLaw
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, guide, gumbel_noise, warp
+from visual_ar.sampling import (
+    CategoricalLaw,
+    Sampling,
+    Warps,
+    guide,
+    gumbel_noise,
+    logistic_noise,
+    warp,
+)
 from visual_ar.tokenizers.base import VisualTokenizer
 
 
@@ -29,7 +38,7 @@ class Step(NamedTuple):
     """What one pass did. Device tensors; whoever reads them on the host decides when.
 
     Attributes:
-        tokens: int64 [B, N] in decode order; drafts and zeros where not known.
+        tokens: int64 [B, N] or bool [B, N, d] in decode order; drafts and zeros where not known.
         known: bool [B, N], the committed ranks.
         committed: int64 [B], tokens committed by this pass; 0 for idle slots.
         head_evaluations: evaluations of the model's head by this pass, summed over pictures.
@@ -53,12 +62,15 @@ class Step(NamedTuple):
 class DecodeState:
     """Static buffers of B slots; a slot is idle until a picture is admitted to it.
 
+    Tokens are int64 [B, Q] codes or, of a model of bits, bool [B, Q, d]; methods that read and
+    write them with `take` and `put` need not know which.
+
     Attributes:
         model: the generator.
         layout: decode order, shared by the slots.
         cache: keys and values of R = B or 2B rows.
         guided: whether every slot has an unconditional row.
-        tokens: int64 [B, N + scratch], committed tokens, then drafts.
+        tokens: int64 [B, N + scratch] or bool [B, N + scratch, d], committed tokens, then drafts.
         length: int64 [B], committed tokens. An idle slot has length N.
         passes: int64 [B], passes made for the picture in the slot.
         root: [R, 1, D], embedding of the last prefix token, the feed of rank -1.
@@ -67,9 +79,9 @@ class DecodeState:
         top_k: int64 [B].
         top_p: fp32 [B].
         seed: int64 [B].
-        forced: int64 [B, N + scratch], -1 where the model chooses; None when nothing is forced.
-        noise: fp32 [B, N + scratch, V] Gumbel noise fixed per rank, for the frozen modes only; the
-            kernel makes its own.
+        forced: int64, shaped as `tokens`, -1 where the model chooses; None when nothing is forced.
+        noise: fp32 [B, N + scratch, V] Gumbel noise, or [B, N + scratch, d] logistic noise, fixed
+            per rank, for the frozen modes only; the kernel makes its own.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
         warps: warps that any admitted picture needs.
         open_length: largest length of an unfinished slot, as the host last saw it.
@@ -105,7 +117,7 @@ class DecodeState:
     starts: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        slots, width = self.tokens.shape
+        slots, width = self.tokens.shape[:2]
         device = self.tokens.device
         self.columns = torch.arange(width, device=device)
         self.starts = torch.arange(0, slots * width, width, device=device)[:, None]
@@ -119,6 +131,22 @@ class DecodeState:
     def done(self) -> Tensor:
         """bool [B], idle or finished."""
         return self.length >= self.layout.length
+
+    @property
+    def bits(self) -> int:
+        """Bits of a token d; 0 where tokens are codes."""
+        return self.model.bits
+
+    def take(self, ranks: Tensor) -> Tensor:
+        """Tokens of some ranks. ranks: int64 [B, Q]; returns tokens [B, Q]."""
+        return self.tokens.gather(1, self._index(ranks))
+
+    def put(self, ranks: Tensor, tokens: Tensor) -> None:
+        """Writes tokens. ranks: int64 [B, Q]; tokens: as `take` returns them."""
+        self.tokens.scatter_(1, self._index(ranks), tokens)
+
+    def _index(self, ranks: Tensor) -> Tensor:
+        return ranks[..., None].expand(-1, -1, self.bits) if self.bits else ranks
 
     def rows(self, slots: Tensor) -> Tensor:
         """Rows of some slots, conditional ones first. slots: int64 [b]; returns [b] or [2b]."""
@@ -142,7 +170,8 @@ class DecodeState:
         """One pass over some tokens of every slot.
 
         Args:
-            tokens: int64 [B, Q]. A feed of rank -1 may only stand in the first column.
+            tokens: int64 [B, Q] or bool [B, Q, d]. A feed of rank -1 may only stand in the first
+                column.
             ranks: int64 [B, Q], from -1.
             visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the model's own rule.
             slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
@@ -167,22 +196,30 @@ class DecodeState:
         x = torch.where((ranks < 0)[..., None], root, x)  # repeats x for the unconditional rows
         return x.flatten(0, 1), self.row_ranks(ranks)
 
-    def law(self, hidden: Tensor, ranks: Tensor) -> CategoricalLaw:
+    def law(self, hidden: Tensor, ranks: Tensor) -> Any:
         """The guided, warped laws of `ranks`; forced ranks are point masses.
 
         Args:
             hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
+
+        Returns:
+            as of `warped`.
         """
         return self.warped(self.model.predict(hidden, self.row_ranks(ranks)), ranks)
 
-    def warped(self, logits: Tensor, ranks: Tensor) -> CategoricalLaw:
+    def warped(self, logits: Tensor, ranks: Tensor) -> Any:
         """The guided, warped laws out of a head's output; forced ranks are point masses.
 
         Args:
-            logits: fp32 [R, Q, V].
+            logits: what the model's `predict` gave, fp32 [R, Q, V] of a code book.
             ranks: int64 [B, Q], from 0.
+
+        Returns:
+            a `CategoricalLaw`, or the law of the model's kind over bits.
         """
+        if self.bits:
+            return self._bit_law(logits, ranks)
         if self.guided:
             conditional, unconditional = logits[: len(ranks)], logits[len(ranks) :]
             logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
@@ -194,8 +231,16 @@ class DecodeState:
             logits = torch.where(token >= 0, fixed, logits)
         return CategoricalLaw(logits=logits)
 
+    def _bit_law(self, predicted: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
+        conditional, unconditional = predicted.chunk(2) if self.guided else (predicted, None)
+        scale = self.guidance.gather(1, ranks)
+        law = self.model.bit_law(conditional, unconditional, scale, self.temperature, self.warps)
+        if self.forced is None:
+            return law
+        return law.with_forced(self.forced.gather(1, self._index(ranks)))
+
     def noise_at(self, ranks: Tensor) -> Tensor:
-        """Gumbel noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V]."""
+        """Noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V] or [B, Q, d]."""
         assert self.noise is not None
         rows = (ranks + self.starts).flatten()
         return self.noise.flatten(0, 1).index_select(0, rows).unflatten(0, ranks.shape)
@@ -230,7 +275,8 @@ class DecodeState:
         """Writes tokens behind the committed ones and advances the lengths.
 
         Args:
-            tokens: int64 [B, Q] for ranks length .. length + Q - 1; those past `count` are drafts.
+            tokens: int64 [B, Q] or bool [B, Q, d] for ranks length .. length + Q - 1; those past
+                `count` are drafts.
             count: int64 [B], how many of them are committed; a number is that of every slot.
 
         Returns:
@@ -239,7 +285,7 @@ class DecodeState:
         limit = self.layout.length
         ranks = self.length[:, None] + self.columns[: tokens.shape[1]]
         # An idle slot writes to its own scratch ranks, never to a finished picture.
-        self.tokens.scatter_(1, ranks, tokens)
+        self.put(ranks, tokens)
         length = (self.length + count).clamp_(max=limit)
         committed = length - self.length
         self.passes += committed.sign()
@@ -253,6 +299,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
     Attributes:
         lossless: whether the output law is exactly that of next-token sampling.
         requires: capabilities a model must have.
+        also_serves: capabilities that a model may have instead of "categorical".
         needs_noise: whether the method reads Gumbel noise that is fixed per rank.
         capturable: whether on CUDA a step is run as a captured graph. Then it must keep all that
             changes in tensors of the state, and read nothing on the host.
@@ -262,6 +309,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
     config_name = "scheduler_config.json"
     lossless: bool = False
     requires: frozenset[str] = frozenset({"categorical"})
+    also_serves: frozenset[str] = frozenset()
     needs_noise: bool = False
     capturable: bool = False
     kept: Any = None
@@ -280,11 +328,19 @@ class Decoding(SchedulerMixin, ConfigMixin):
             layout: the decode order.
             tokenizer: whose codes are generated; methods that compare codes need it.
         """
-        missing = self.requires - model.capabilities
+        served = {"categorical"} if self.also_serves & model.capabilities else set()
+        missing = self.requires - model.capabilities - served
         if missing:
             raise ValueError(
                 f"{type(self).__name__} needs a model with {sorted(missing)}, "
                 f"{type(model).__name__} has {sorted(model.capabilities)}"
+            )
+        by_bit = layout.forced.dim() == 3
+        if by_bit != bool(model.bits) and bool((layout.forced != FREE).any()):
+            kind = "every bit [B, N, d]" if model.bits else "one code a cell, [N] or [B, N]"
+            raise ValueError(
+                f"the layout must force {kind} for {type(model).__name__}, "
+                f"got forced of shape {list(layout.forced.shape)}"
             )
         self.check_layout(layout)
 
@@ -331,16 +387,17 @@ class Decoding(SchedulerMixin, ConfigMixin):
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        fused = self.fuses(device)
+        bits = (model.bits,) if model.bits else ()
+        fused = not bits and self.fuses(device)
         noise = None
         if self.needs_noise and not fused:
-            noise = full(0, slots, width, model.vocab_size, dtype=torch.float32)
+            noise = full(0, slots, width, *(bits or (model.vocab_size,)), dtype=torch.float32)
         return DecodeState(
             model=model,
             layout=layout.to(device),
             cache=cache,
             guided=guided,
-            tokens=full(0, slots, width),
+            tokens=full(0, slots, width, *bits, dtype=torch.bool if bits else torch.int64),
             length=full(length, slots),
             passes=full(0, slots),
             root=full(0, rows, 1, model.hidden_size, dtype=model.dtype),
@@ -409,13 +466,17 @@ class Decoding(SchedulerMixin, ConfigMixin):
         state.seed[slots] = on_device.seed
         forced = state.layout.forced
         if state.forced is None and bool((forced != FREE).any()):
-            state.forced = torch.full_like(state.tokens, FREE)
+            state.forced = torch.full_like(state.tokens, FREE, dtype=torch.int64)
         if state.forced is not None:
-            state.forced[slots, :length] = forced[slots] if forced.dim() == 2 else forced
+            given = forced[slots] if forced.dim() > 1 else forced
+            by_token = state.bits and forced.dim() < 3  # then nothing is forced, see `check`
+            state.forced[slots, :length] = given[..., None] if by_token else given
         if state.noise is not None:
             ranks = torch.arange(length, device=device)
-            state.noise[slots, :length] = gumbel_noise(
-                on_device.seed, ranks, state.model.vocab_size
+            state.noise[slots, :length] = (
+                logistic_noise(on_device.seed, ranks, state.bits)
+                if state.bits
+                else gumbel_noise(on_device.seed, ranks, state.model.vocab_size)
             )
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:

@@ -93,6 +93,7 @@ class DraftHeadDecoding(WindowedDecoding):
     ) -> DecodeState:
         """See `Decoding.init`."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
+        assert isinstance(self._rule, Rule)  # others are refused by `check`
         state.method = HeadBuffers(
             memory=HeadMemory(state, window),
             numbers=PassNumbers(),

@@ -21,7 +21,7 @@ from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import uniforms
+from visual_ar.sampling import bit_uniforms, uniforms
 from visual_ar.tokenizers.base import VisualTokenizer
 
 _INITIALISERS = ("uniform", *sorted(COPIES))
@@ -40,6 +40,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
+    also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
     capturable = True
 
@@ -69,7 +70,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         window: int = 1,
         tokenizer: VisualTokenizer | None = None,
     ) -> DecodeState:
-        """See `Decoding.init`. Its own buffer: one uniform number a rank, [B, N + scratch]."""
+        """See `Decoding.init`. Its own buffer: one uniform number a rank, shaped as the tokens."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
         state.method = torch.zeros(state.tokens.shape, device=state.tokens.device)
         return state
@@ -77,7 +78,11 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""
         every = torch.arange(state.tokens.shape[1], device=slots.device)
-        state.method[slots] = uniforms(state.seed[slots, None], every, torch.zeros_like(every))[0]
+        seed, attempt = state.seed[slots, None], torch.zeros_like(every)
+        if state.bits:
+            state.method[slots] = bit_uniforms(seed, every, attempt, state.bits)
+        else:
+            state.method[slots] = uniforms(seed, every, attempt)[0]
         offsets = torch.arange(state.window, device=slots.device)
         ranks = state.length[:, None] + offsets
         drafts = self._first(state, ranks, newest=state.length - 1)
@@ -87,21 +92,22 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         """One pass: keep drafts up to the first that the noise contradicts, and its correction."""
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        feed = state.take((ranks - 1).clamp(min=0))
         tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
-        drafts = state.tokens.gather(1, ranks[:, :-1])
-        run = acceptance.leading_run(tokens[:, :-1] == drafts)
+        same = tokens[:, :-1] == state.take(ranks[:, :-1])
+        run = acceptance.leading_run(same.all(-1) if state.bits else same)
         newest = ranks[:, -1]
         committed = state.commit(tokens, run + 1)
         entering = state.length[:, None] + offsets[:-1]
         initial = self._first(state, entering, newest)
-        current = state.tokens.gather(1, entering)
-        drafted = torch.where(entering > newest[:, None], initial, current)
-        state.tokens.scatter_(1, entering, drafted)
+        enters = entering > newest[:, None]
+        enters = enters[..., None] if state.bits else enters
+        state.put(entering, torch.where(enters, initial, state.take(entering)))
         return state.report(committed, head_evaluations=state.window)
 
     def _first(self, state: DecodeState, ranks: Tensor, newest: Tensor) -> Tensor:
-        """First drafts. ranks: int64 [B, K]; newest: int64 [B]; returns int64 [B, K]."""
-        u = state.method.gather(1, ranks)
+        """First drafts. ranks: int64 [B, K]; newest: int64 [B]; returns tokens [B, K]."""
+        index = ranks[..., None].expand(-1, -1, state.bits) if state.bits else ranks
+        u = state.method.gather(1, index)
         tokens, _ = first_drafts(self.config.init, state, None, ranks, newest, u)
         return tokens

@@ -8,6 +8,7 @@ look like on the grid; layouts and heads say that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -18,7 +19,7 @@ from visual_ar.accel.decoding import DecodeState, Decoding, Step
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
+from visual_ar.sampling import Sampling, bit_uniforms, uniforms
 from visual_ar.tokenizers.base import VisualTokenizer
 
 
@@ -90,6 +91,7 @@ class GroupDecoding(Decoding):
     """
 
     lossless = True
+    also_serves = frozenset({"bits", "subcodes"})
 
     @register_to_config
     def __init__(self) -> None:
@@ -141,11 +143,15 @@ class GroupDecoding(Decoding):
         """One group for every unfinished picture."""
         law, ranks = self.next_laws(state)
         # Attempt 0: a rank is drawn once, in a pass that the layout fixes.
-        u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[0]
+        seed, attempt = state.seed[:, None], torch.zeros_like(ranks)
+        if state.bits:
+            u = bit_uniforms(seed, ranks, attempt, state.bits)
+        else:
+            u = uniforms(seed, ranks, attempt)[0]
         committed = self.commit_group(state, law.sample(u))
         return state.report(committed, state.window)
 
-    def next_laws(self, state: DecodeState) -> tuple[CategoricalLaw, Tensor]:
+    def next_laws(self, state: DecodeState) -> tuple[Any, Tensor]:
         """Feeds the group before the next one, and returns the laws [B, W] and their ranks.
 
         Ranks are int64 [B, W], of the next group and, where it is smaller than the window, some
@@ -156,13 +162,13 @@ class GroupDecoding(Decoding):
         fed = buffers.start[state.length][:, None] + offsets
         scratch = state.layout.length + offsets
         fed = torch.where(fed < state.length[:, None], fed, scratch)
-        hidden = state.forward(state.tokens.gather(1, fed.clamp(min=0)), fed)
+        hidden = state.forward(state.take(fed.clamp(min=0)), fed)
         buffers.keep(hidden, state.twice(fed))
         ranks = state.length[:, None] + offsets
         return state.law(buffers.of_sources(state.twice(ranks)), ranks), ranks
 
     @staticmethod
     def commit_group(state: DecodeState, tokens: Tensor) -> Tensor:
-        """Commits the next group. tokens: int64 [B, W], see `next_laws`; returns int64 [B]."""
+        """Commits the next group. tokens: [B, W], see `next_laws`; returns int64 [B]."""
         buffers: GroupBuffers = state.method
         return state.commit(tokens, buffers.end[state.length] - state.length)

@@ -69,14 +69,18 @@ def first_drafts(
     Args:
         init: one of INITIALISERS.
         state: tokens up to `newest` are current.
-        history: fp32 [B, N + scratch, V], latest law of every rank up to `newest`; for LAWS only.
+        history: fp32 [B, N + scratch, V] probabilities or [B, N + scratch, F] features, latest law
+            of every rank up to `newest`; for LAWS only.
         ranks: int64 [B, K].
         newest: int64 [B], last rank that has a token, -1 when none has.
-        u: [B, K] in (0, 1).
+        u: [B, K] in (0, 1), or [B, K, d] for bits.
 
     Returns:
-        tokens int64 [B, K], and their laws fp32 [B, K, V] or [1, 1, 1] when all are uniform.
+        tokens int64 [B, K], and their laws fp32 [B, K, V] or [1, 1, 1] when all are uniform; for
+        bits bool [B, K, d] and features fp32 [B, K, F].
     """
+    if state.bits:
+        return _first_bits(init, state, history, ranks, newest, u)
     vocabulary = state.model.vocab_size
     random = (u * vocabulary).long().clamp_(max=vocabulary - 1)
     flat = torch.full((1, 1, 1), 1.0 / vocabulary, device=u.device)
@@ -101,4 +105,33 @@ def first_drafts(
         forced = state.forced.gather(1, ranks)
         tokens = torch.where(forced >= 0, forced, tokens)
         q = torch.where((forced >= 0)[..., None], point_mass(forced.clamp(min=0), vocabulary), q)
+    return tokens, q
+
+
+def _first_bits(
+    init: str,
+    state: DecodeState,
+    history: Tensor | None,
+    ranks: Tensor,
+    newest: Tensor,
+    u: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`first_drafts` of bit vectors."""
+    model, width = state.model, state.model.law_width(state.guided)
+    tokens, sure = u < 0.5, torch.ones_like(ranks, dtype=torch.bool)
+    q = model.draft_features(tokens, sure & (init == "random"), width)
+    if init in COPIES | LAWS:
+        source = source_ranks(init, state.layout, ranks, newest)
+        there, source = (source >= 0)[..., None], source.clamp(min=0)
+        copied = state.take(source)
+        law = model.draft_features(copied, sure, width)
+        if init in LAWS:
+            assert history is not None
+            law = take_rows(history, source)
+            copied = model.law_from(law, state.temperature).sample(u)
+        tokens, q = torch.where(there, copied, tokens), torch.where(there, law, q)
+    if state.forced is not None:
+        forced = state.forced.gather(1, ranks[..., None].expand_as(tokens))
+        tokens = torch.where(forced >= 0, forced > 0, tokens)
+        q = torch.where(forced[..., :1] >= 0, model.draft_features(tokens, sure, width), q)
     return tokens, q

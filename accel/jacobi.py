@@ -15,7 +15,8 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import acceptance
+from visual_ar.accel import acceptance, bit_jacobi
+from visual_ar.accel.bit_rules import BitRule, Bitwise
 from visual_ar.accel.chain import PassNumbers, spent_on_run
 from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.fused import verify_window
@@ -58,12 +59,14 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
         coupling: how a rejected tail is redrawn. "independent" draws anew from the new laws (the
             published method); "maximal" keeps a draft whenever the accept test passes at its own
-            position, else draws from the residual; "gumbel" draws with noise fixed per rank.
+            position, else draws from the residual (of tokens of bits, bit by bit); "gumbel" draws
+            with noise fixed per rank.
         init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
             as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
             token there; "left-law" or "above-law" draws from the law last seen there.
         rule: acceptance rule of the drafts that are tested, see `rules.parse_rule`. The redrawn
-            tail is coupled by the exact test whatever the rule, so that its laws stay known.
+            tail is coupled by the exact test whatever the rule, so that its laws stay known. On
+            bits "exact" tests whole tokens and "bitwise" every bit, both lossless.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 
@@ -72,6 +75,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
+    also_serves = frozenset({"bits", "subcodes"})
     capturable = True
 
     @register_to_config
@@ -110,7 +114,15 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         """See `Decoding.check`."""
         super().check(model, layout, tokenizer)
         check_initialiser(self.config.init, layout)
-        self._rule.check(tokenizer)
+        if not model.bits:
+            self._rule.check(tokenizer)
+            return
+        self._bit_rule(model)
+        if self.config.measure_tv:
+            raise ValueError(
+                "measure_tv must be False for a model of bits, whose 2^d tokens no sum "
+                "goes over, got True"
+            )
 
     def init(
         self,
@@ -123,6 +135,11 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     ) -> DecodeState:
         """See `Decoding.init`."""
         state = super().init(model, layout, slots, guided, window, tokenizer)
+        if state.bits:
+            rule, coupling = self._bit_rule(model), self.config.coupling
+            state.method = bit_jacobi.buffers_for(state, rule, coupling, self.config.init)
+            return state
+        assert not isinstance(self._rule, BitRule)  # refused by `check`
         device, vocabulary, width = state.tokens.device, model.vocab_size, state.tokens.shape[1]
         history = torch.zeros(slots, width, vocabulary, device=device)
         state.method = JacobiBuffers(
@@ -133,8 +150,23 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         )
         return state
 
+    def _bit_rule(self, model: TokenModel) -> BitRule:
+        """The rule's form for the model's bits. Raises ValueError when it has none."""
+        rule = self._rule.on_bits()
+        if "bits" in model.capabilities:
+            return rule
+        if not rule.lossless:
+            raise ValueError(
+                f"rule must be exact for a model of sub-codes, whose tokens have no neighbours to "
+                f"count, got {self.config.rule}"
+            )
+        return Bitwise()
+
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""
+        if state.bits:
+            bit_jacobi.prepare(state, slots)
+            return
         buffers = state.method
         buffers.numbers.forget()
         offsets = torch.arange(state.window - 1, device=slots.device)
@@ -147,6 +179,8 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
 
     def step(self, state: DecodeState) -> Step:
         """One pass: predict the window, keep the leading run of drafts, redraw the rest."""
+        if state.bits:
+            return bit_jacobi.step(state)
         buffers: JacobiBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]

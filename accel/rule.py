@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel import acceptance
+from visual_ar.accel.bit_rules import BitRule
 from visual_ar.sampling import CategoricalLaw
 from visual_ar.tokenizers.base import VisualTokenizer
 
@@ -44,6 +45,17 @@ class Rule(ABC):
     def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
         """The rule with the tables it reads. Raises what `check` raises."""
         return self
+
+    def on_bits(self) -> BitRule:
+        """The rule's form for tokens of d bits.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(
+            f"rule {self.name} reads a table of all codes, of which tokens of d bits have 2^d; "
+            "a model of bits needs a rule that reads none, such as exact, bitwise or omega"
+        )
 
     @abstractmethod
     def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel import acceptance
+from visual_ar.accel.bit_rules import BIT_RULES, BitRule, OmegaBits, WholeToken
 from visual_ar.accel.code_rules import Grouped, Lantern, LanternPlus
 from visual_ar.accel.rule import Rule, TokenRule, require
 from visual_ar.sampling import CategoricalLaw
@@ -34,6 +35,9 @@ class Exact(TokenRule):
 
     def run(self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor) -> Tensor:
         return acceptance.leading_run(acceptance.exact(p, q, drafts, u))
+
+    def on_bits(self) -> BitRule:
+        return WholeToken()
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class Omega(TokenRule):
         scale = (self.omega * torch.exp(-self.decay * depth)).clamp(min=1.0)
         return acceptance.omega(p, q, tokens, scale)
 
+    def on_bits(self) -> BitRule:
+        return OmegaBits(self.omega, self.decay)
+
 
 @dataclass(frozen=True)
 class Typical(TokenRule):
@@ -123,16 +130,17 @@ RULES: dict[str, type[Rule]] = {
 }
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str) -> Rule | BitRule:
     """Builds a rule from its name and options, such as "grouped/size=24/gap=0.1".
 
     Raises:
         ValueError: unknown rule or option, or a value that is no number or out of its range.
     """
     name, *options = str(text).split("/")
-    if name not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
-    known = {f.name: f for f in dataclasses.fields(RULES[name]) if f.init and f.repr}
+    every: dict[str, type[Rule] | type[BitRule]] = {**RULES, **BIT_RULES}
+    if name not in every:
+        raise ValueError(f"rule must be one of {', '.join(every)}, got {name!r}")
+    known = {f.name: f for f in dataclasses.fields(every[name]) if f.init and f.repr}
     values: dict[str, Any] = {}
     for part in options:
         key, _, value = part.partition("=")
@@ -140,7 +148,7 @@ def parse_rule(text: str) -> Rule:
             names = ", ".join(known) or "none"
             raise ValueError(f"rule {name} has the options {names}, got {key!r}")
         values[key] = _number(value, known[key].default, f"{key} of rule {name}")
-    return RULES[name](**values)
+    return every[name](**values)
 
 
 def _number(text: str, like: Any, what: str) -> int | float:

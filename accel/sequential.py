@@ -19,6 +19,7 @@ class SequentialDecoding(Decoding):
     """Draws every token from the model's law given all tokens before it."""
 
     lossless = True
+    also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
     capturable = True
 
@@ -34,7 +35,7 @@ class SequentialDecoding(Decoding):
         """One token for every unfinished picture."""
         ranks = state.length.unsqueeze(1)
         before = ranks - 1
-        feed = state.tokens.gather(1, before.clamp(min=0))
+        feed = state.take(before.clamp(min=0))
         tokens = draw_window(state, state.forward(feed, before), ranks)
         committed = state.commit(tokens, 1)
         return state.report(committed, head_evaluations=1)

@@ -41,7 +41,10 @@ def _model(conditions: TextConditions, seed: int = 0) -> CaptionModel:
     codes = halves.repeat_interleave(8, dim=1).to(torch.uint16)
     words = conditions.words(torch.arange(16))
     encoder = TextEncoder(words=words, dim=32, depth=1, heads=2, feature_dim=16, length=4)
-    return CaptionModel(encoder, tokenizer, codes, torch.arange(16)).train()
+    vectors = tokenizer.quantize.codebook().detach()
+    return CaptionModel(
+        encoder, lambda indices: vectors[codes[indices].long()].flatten(1), torch.arange(16)
+    ).train()
 
 
 def _start(model: CaptionModel, conditions: TextConditions, output: Path) -> None:

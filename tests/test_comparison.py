@@ -83,6 +83,11 @@ def test_rounding_is_named_where_the_noise_is_shared(tiny_pipeline):
     field[1].latest = dataclasses.replace(latest, result=latest.result._replace(tokens=tokens))
     told = comparison.conclusion(*field)
     assert told.startswith("Different in 1 of 16 tokens: both read the same noise")
+    for lane in field:  # the same tokens as bits, of which the lowest one or more differ
+        result = lane.latest.result
+        bits = (result.tokens[..., None] >> torch.arange(5)) & 1
+        lane.latest = dataclasses.replace(lane.latest, result=result._replace(tokens=bits.bool()))
+    assert comparison.conclusion(*field) == told
 
 
 def test_what_the_pipeline_refuses_is_refused_before_the_race(tiny_pipeline):

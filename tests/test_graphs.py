@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_flatten, tree_iter
 
 from visual_ar import accel
 from visual_ar.accel import decoding, graphs
+from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.graphs import CapturedSteps, extent_for
 from visual_ar.accel.host_copy import OpenLength
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.engine import Engine
 from visual_ar.sampling import Sampling
-from visual_ar.testing import ToyTokenModel, decode_all
+from visual_ar.testing import ToyBitModel, ToyTokenModel, decode_all
 
 HOST_READS = {"item", "_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
 CAPTURABLE = [name for name in accel.METHODS if accel.method(name)().capturable]
@@ -105,6 +106,41 @@ def test_captured_passes_give_the_tokens_of_eager_ones(captured, name):
     tokens, again = decode_all(method, *given)
     assert torch.equal(tokens, expected) and torch.equal(again, committed)
     assert method.kept[1].captured.count == 2  # attention reaches 32 slots, then all
+
+
+def toy_of_bits(pictures):
+    model = ToyBitModel(3, (8, 6), seed=3)
+    sampling = Sampling.create(list(range(pictures)), 1.6, 0.9)
+    forced = torch.full((pictures, 48, 3), -1)
+    forced[:, 7] = torch.tensor([1, 0, 1])
+    layout = model.layout((8, 6)).with_forced(forced)
+    condition = model.condition([index % 2 for index in range(pictures)], True)
+    return model, layout, condition, sampling
+
+
+BIT_METHODS = {
+    "sequential": SequentialDecoding(),
+    "exact-match": ExactMatchJacobiDecoding(window=5),
+    "exact": SpeculativeJacobiDecoding(5, init="above-law"),
+    "bitwise": SpeculativeJacobiDecoding(5, "independent", rule="bitwise"),
+    "lossy": SpeculativeJacobiDecoding(5, "gumbel", rule="hamming-lantern"),
+}
+
+
+@pytest.mark.parametrize("name", BIT_METHODS)
+def test_captured_passes_over_bits_give_the_tokens_of_eager_ones(captured, name):
+    method, given = BIT_METHODS[name], toy_of_bits(3)
+    expected, committed = by_one_operation_at_a_time(method, *given)
+    tokens, again = decode_all(method, *given)
+    assert torch.equal(tokens, expected) and torch.equal(again, committed)
+    state = method.kept[1]
+    assert state.captured.count == 2
+    model, _, condition, sampling = given
+    free = model.layout((8, 6))  # nothing is forced now
+    tokens, _ = decode_all(method, model, free, condition, sampling)
+    assert method.kept[1] is state
+    expected, _ = by_one_operation_at_a_time(method, model, free, condition, sampling)
+    assert torch.equal(tokens, expected)
 
 
 @pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])

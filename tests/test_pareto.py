@@ -1,6 +1,7 @@
 """The speed-against-quality suite: what it measures, what it writes, and what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from visual_ar.evaluation.pareto_chart import save_chart, table, values
 from visual_ar.evaluation.quality import Features, choose, to_pixels
 from visual_ar.evaluation.speed import Schedule, parse_method
 from visual_ar.models.draft_head import DraftHead
+from visual_ar.testing import ToyBitModel
 
 METHODS = ("jacobi:window=4", "jacobi:window=4,rule=omega/omega=3")
 SCHEDULE = Schedule(pictures=1, batches=(1,), rounds=1, warmup=0)
@@ -100,6 +102,16 @@ def test_every_method_of_the_suite_exists(tiny_text_pipeline):
     assert not set(suite(tiny_text_pipeline)) & {*WITH_HEAD, *WITH_DENOISING}
     for name in (*suite(tiny_text_pipeline), *WITH_HEAD, *WITH_DENOISING):
         parse_method(name)
+
+
+@pytest.mark.parametrize("capability", ["bits", "subcodes"])
+def test_models_of_bits_have_a_suite_that_they_can_serve(capability, monkeypatch):
+    model = ToyBitModel(2, (80,))
+    monkeypatch.setattr(ToyBitModel, "capabilities", frozenset({capability}))
+    names = suite(SimpleNamespace(model=model))
+    assert "sequential" in names and any("hamming" in n for n in names) == (capability == "bits")
+    for name in names:
+        parse_method(name).check(model, model.layout((80,)))
 
 
 def test_a_draft_head_brings_its_methods(tiny_text_pipeline):

@@ -24,6 +24,11 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         """Number of codes V."""
 
     @property
+    def bits(self) -> int:
+        """Bits of a token d, where tokens are bool [B, N, d]; 0 for codes."""
+        return 0
+
+    @property
     @abstractmethod
     def downsample(self) -> int:
         """Pixels along each side of one cell."""

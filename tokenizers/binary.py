@@ -8,18 +8,15 @@ published name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.tokenizers.binary_quantizers import WIDEST_GROUP, GroupedLookupFreeQuantizer
-from visual_ar.tokenizers.quantizers import Quantized
+from visual_ar.tokenizers.bit_tokenizer import BitTokenizer
 from visual_ar.tokenizers.vq import ResidualBlock, check_sizes, count_keys
 
 _EPSILON = 1e-6
@@ -136,11 +133,8 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class BinaryTokenizer(VisualTokenizer, ModelMixin):
-    """A convolutional autoencoder whose tokens are d bits, the signs of its latents.
-
-    Tokens are bool [B, N, d]. There is no code book: 2^d codes have no table, so neighbours and
-    code vectors are refused; `bit_codes` numbers tokens where a number is needed.
+class BinaryTokenizer(BitTokenizer):
+    """A convolutional autoencoder whose tokens are d bits, decoded from their signs.
 
     The defaults are the published Open-MAGVIT2 256_L. BitDance's three have `channels=256` with
     `bits` 32, 128 and 256, and one more resolution for the last two.
@@ -178,16 +172,6 @@ class BinaryTokenizer(VisualTokenizer, ModelMixin):
         self.decoder = Decoder(*shape)
 
     @property
-    def bits(self) -> int:
-        """Bits of a token, d."""
-        return self.config.bits
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different tokens, 2^d, exactly."""
-        return 2**self.bits
-
-    @property
     def downsample(self) -> int:
         return 2 ** (len(self.config.channel_multipliers) - 1)
 
@@ -207,60 +191,6 @@ class BinaryTokenizer(VisualTokenizer, ModelMixin):
                 f"code over them, got {tuple(codes.shape[2:])}"
             )
         return self.decoder(codes)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstructs pictures through bits. pixels: [B, 3, H, W] in [-1, 1]."""
-        quantized = self.quantize(self.latents(pixels))
-        return self.reconstruct(quantized.codes), quantized
-
-    @apply_forward_hook
-    @torch.no_grad()
-    def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
-        """The bits of pictures. pixels: [B, 3, H, W] in [-1, 1]; returns bool [B, N, d]."""
-        self.check_pixels(pixels, keep)
-        return self.quantize.encode(self.latents(pixels))
-
-    @apply_forward_hook
-    @torch.no_grad()
-    def decode(self, tokens: Tensor, grid: tuple[int, int], known: Tensor | None = None) -> Tensor:
-        """The pictures of bits.
-
-        Args:
-            tokens: bool [B, N, d].
-            grid: (h, w) with h * w = N, at least 2.
-            known: bool [B, N]; cells that are False are drawn with the mean code, which is 0.
-
-        Returns:
-            float [B, 3, H, W], approximately in [-1, 1].
-
-        Raises:
-            ValueError: `tokens` or `known` does not fit `grid`.
-        """
-        codes = self.lookup(tokens, grid)
-        if known is not None:
-            if known.shape != tokens.shape[:2]:
-                raise ValueError(
-                    f"known must be {list(tokens.shape[:2])}, one a cell, got {list(known.shape)}"
-                )
-            codes = codes * known.unflatten(1, grid)[:, None]
-        return self.reconstruct(codes)
-
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The signs of bits. tokens: bool [B, N, d]; returns [B, d, h, w] of -1 and 1."""
-        return self.quantize.lookup(tokens, grid).to(self.dtype)
-
-    def code_vectors(self) -> NoReturn:
-        """Refused: raises ValueError."""
-        raise ValueError(
-            f"a tokenizer of {self.bits} bits has no code book; a token is its own code vector"
-        )
-
-    def neighbours(self, k: int) -> NoReturn:
-        """Refused: raises ValueError."""
-        raise ValueError(
-            f"a tokenizer of {self.bits} bits has no table of neighbours; the nearest tokens are "
-            "those with one bit flipped"
-        )
 
 
 def convert_official(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

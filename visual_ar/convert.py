@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-_WRAPPERS = ("model", "module", "state_dict")  # DDP, DeepSpeed, Lightning; FSDP files have none
+# BSQ-ViT's running averages, DDP, DeepSpeed, Lightning; FSDP files have none
+_WRAPPERS = ("ema_state_dict", "model", "module", "state_dict")
 
 
 def convert(source: Path, output: Path, grid: int | None = None) -> str:
@@ -29,7 +30,7 @@ def convert(source: Path, output: Path, grid: int | None = None) -> str:
 
     Args:
         source: a .pt, .pth, .bin, .ckpt or .safetensors file of a LlamaGen or NAR generator, a VQ
-            tokenizer, or a binary tokenizer of Open-MAGVIT2 or BitDance.
+            tokenizer, or a binary tokenizer of Open-MAGVIT2, BitDance or BSQ-ViT.
         output: folder to write; it must be new or empty.
         grid: rows and columns of a generator's grid, when the file name does not tell.
 
@@ -121,10 +122,13 @@ def _recognise(
     if "decoder.adaptive.0.gamma.weight" in state:
         family = import_module("visual_ar.tokenizers.binary")
         return family.BinaryTokenizer, *family.convert_official(state)
+    if any(key.endswith("post_quant_embed.weight") for key in state):
+        family = import_module("visual_ar.tokenizers.bsq")
+        return family.BSQTokenizer, *family.convert_official(state)
     raise ValueError(
         f"{source} is no LlamaGen or NAR generator and no VQ tokenizer or binary tokenizer: it has "
         "neither tok_embeddings.weight nor quantize.embedding.weight nor "
-        f"decoder.adaptive.0.gamma.weight, but {sorted(state)[:3]}"
+        f"decoder.adaptive.0.gamma.weight nor post_quant_embed.weight, but {sorted(state)[:3]}"
     )
 
 

@@ -22,7 +22,7 @@ class Picture:
     """One picture after some of its passes.
 
     Attributes:
-        tokens: int64 [1, N] in raster order of the cells; drafts where not known.
+        tokens: int64 [1, N] or bool [1, N, d] in raster order of the cells; drafts where not known.
         known: bool [1, N] in raster order.
         fraction: share of the tokens that is known, in [0, 1]; 1 when the picture is complete.
         passes: made for this picture so far.

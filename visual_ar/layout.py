@@ -70,17 +70,19 @@ class Layout:
         """The same layout with the tokens of some cells fixed, as image completion needs.
 
         Args:
-            forced: int64 [N] or [B, N] in *cell* order, -1 where the model chooses.
+            forced: int64 [N], [B, N] or [B, N, d] in *cell* order, -1 where the model chooses.
 
         Raises:
-            ValueError: the last dimension is not N.
+            ValueError: the dimension of cells is not N.
         """
-        if forced.shape[-1] != self.length:
+        cells = 1 if forced.dim() == 3 else -1
+        if forced.shape[cells] != self.length:
             raise ValueError(
                 f"forced must name one token or -1 for each of the {self.length} cells, "
-                f"got {forced.shape[-1]}"
+                f"got {forced.shape[cells]}"
             )
-        return replace(self, forced=forced.to(torch.int64)[..., self.order.to(forced.device)])
+        by_rank = forced.to(torch.int64).index_select(cells, self.order.to(forced.device))
+        return replace(self, forced=by_rank)
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on `device`."""

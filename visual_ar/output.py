@@ -90,6 +90,7 @@ class VisualAROutput(BaseOutput):
             tensor [B, 3, H, W] in [0, 1] ("pt"), code vectors [B, C, h, w] ("latent"), or the
             tokens ("tokens").
         tokens: int64 [B, N] in raster order of the cells; -1 where an interrupted call drew none.
+            Of a model of bits bool [B, N, d], False there.
         stats: how they were drawn.
     """
 
@@ -244,8 +245,11 @@ class Preview:
 
     @property
     def tokens(self) -> Tensor:
-        """int64 [B, N] in raster order, -1 where not known."""
-        return self.run.layout.cells(self.result.tokens).masked_fill(~self.known, UNKNOWN)
+        """int64 [B, N] in raster order, -1 where not known; or bool [B, N, d], False there."""
+        tokens = self.run.layout.cells(self.result.tokens)
+        if tokens.dim() == 3:
+            return tokens & self.known[..., None]
+        return tokens.masked_fill(~self.known, UNKNOWN)
 
     @property
     def stats(self) -> Stats:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import weakref
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,22 @@ from torch import Tensor
 _MOST_ROWS = 32
 _LEAST_WEIGHTS = 1 << 19  # below, a call costs more than the order gains
 _PACKED_FOR = 16  # rows; the order found for one row is slow for two, this one is good for all
+
+
+class _Met(NamedTuple):
+    """Weights that multiplied once: whose, where, and after how many changes in place."""
+
+    weight: weakref.ref[Tensor]
+    address: int
+    version: int
+
+    @classmethod
+    def now(cls, weight: Tensor) -> _Met:
+        return cls(weakref.ref(weight), weight.data_ptr(), weight._version)
+
+    def again(self, weight: Tensor) -> bool:
+        same = self.weight() is weight and self.address == weight.data_ptr()
+        return same and self.version == weight._version
 
 
 class Packed:
@@ -23,8 +40,8 @@ class Packed:
     """
 
     def __init__(self) -> None:
-        self._met: tuple[Any, ...] | None = None
-        self._known: tuple[tuple[Any, ...], Tensor] | None = None
+        self._met: tuple[_Met, ...] = ()
+        self._order: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         return Packed, ()
@@ -44,18 +61,14 @@ class Packed:
             return None
         if sum(weight.numel() for weight in weights) < _LEAST_WEIGHTS:
             return None
-        # In-place changes count the version up; anything else that changes weights moves them.
-        key = tuple((weight.data_ptr(), weight._version) for weight in weights)
-        if self._known is None or self._known[0] != key:
-            self._known = None
-            if self._met != key:  # weights that change with every use are not worth the copy
-                self._met = key
-                return None
+        if not (len(self._met) == len(weights) and all(map(_Met.again, self._met, weights))):
+            # Weights that change with every use are not worth the copy.
+            self._met, self._order = tuple(map(_Met.now, weights)), None
+            return None
+        if self._order is None:
             together = weights[0] if len(weights) == 1 else torch.cat(weights)
-            order = torch.ops.mkldnn._reorder_linear_weight(together.detach(), _PACKED_FOR)
-            self._known = (key, order)
-        known = self._known
-        return torch.ops.mkldnn._linear_pointwise(x, known[1], None, "none", [], "")
+            self._order = torch.ops.mkldnn._reorder_linear_weight(together.detach(), _PACKED_FOR)
+        return torch.ops.mkldnn._linear_pointwise(x, self._order, None, "none", [], "")
 
 
 def _serves(x: Tensor, weights: tuple[Tensor, ...]) -> bool:

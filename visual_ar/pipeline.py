@@ -22,6 +22,7 @@ from torch import Tensor
 from visual_ar import loading
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.host_copy import HostCopy
+from visual_ar.bits import check_bit_warps
 from visual_ar.conditioning import Condition
 from visual_ar.drafting import check_drafter
 from visual_ar.layout import FREE, Layout
@@ -40,6 +41,7 @@ from visual_ar.request import (
     draw_seeds,
     make_sampling,
 )
+from visual_ar.sampling import Sampling, Warps
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.base import VisualTokenizer
 
@@ -217,7 +219,7 @@ class VisualARPipeline(DiffusionPipeline):
             for name, value in zip(OPTIONS, given, strict=True)
         }
         # Checked before seeds are drawn, which would change the generator.
-        make_sampling([0], layout.length, **options)
+        self._check_sampling(make_sampling([0], layout.length, **options))
         drawn = draw_seeds(seeds, generator, len(conditions))
         sampling = make_sampling(drawn, layout.length, **options)
         return Request(conditions, sampling, layout, completion, output_type)
@@ -315,7 +317,7 @@ class VisualARPipeline(DiffusionPipeline):
                 all pictures together, tensors). What it returns is not read: accepted tokens are
                 final. It may set `pipe._interrupt = True`.
             callback_on_step_end_tensor_inputs: which of "tokens" (int64 [B, N] in raster order, -1
-                where not known) and "known" (bool [B, N]) the callback gets.
+                where not known, or bool [B, N, d]) and "known" (bool [B, N]) the callback gets.
 
         Raises:
             ValueError: an argument breaks a rule; names it, the rule and the value.
@@ -399,7 +401,7 @@ class VisualARPipeline(DiffusionPipeline):
         """Turns tokens into pictures; cells that are not known have the mean code.
 
         Args:
-            tokens: int64 [B, N] in raster order; not read where not known.
+            tokens: int64 [B, N] or bool [B, N, d] in raster order; not read where not known.
             known: bool [B, N] in raster order.
             grid: (h, w) in cells.
             output_type: see `VisualAROutput.images`.
@@ -410,7 +412,7 @@ class VisualARPipeline(DiffusionPipeline):
         check_output_type(output_type)
         if output_type == "tokens":
             return tokens
-        codes = tokens.clamp(min=0)
+        codes = tokens if self.model.bits else tokens.clamp(min=0)
         if output_type == "latent":
             self._onload("image_tokenizer")
             latents = self.image_tokenizer.lookup(codes, grid)
@@ -466,7 +468,7 @@ class VisualARPipeline(DiffusionPipeline):
         known: Tensor,
         output_type: str | None = None,
     ) -> Any:
-        """Draws tokens int64 [B, N] and known bool [B, N], both in raster order."""
+        """Draws tokens, as of `render`, and known bool [B, N], both in raster order."""
         kind = request.output_type if output_type is None else output_type
         with watch.stage("detokenise"):
             return self.render(tokens, known, request.layout.grid, kind)
@@ -479,8 +481,10 @@ class VisualARPipeline(DiffusionPipeline):
         tokenizer = self.image_tokenizer
         self._onload("image_tokenizer")
         codes = tokenizer.encode(completion.pixels.to(tokenizer.device, tokenizer.dtype))
-        forced = torch.where(completion.keep.to(codes.device), codes, FREE)
-        return request.layout.with_forced(forced.expand(len(request.conditions), -1))
+        keep = completion.keep.to(codes.device)
+        forced = torch.where(keep[..., None] if self.model.bits else keep, codes.long(), FREE)
+        pictures = len(request.conditions)
+        return request.layout.with_forced(forced.expand(pictures, *forced.shape[1:]))
 
     @property
     def _classes(self) -> int | None:
@@ -512,6 +516,11 @@ class VisualARPipeline(DiffusionPipeline):
 
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
+        if model.bits != tokenizer.bits:
+            raise ValueError(
+                f"model and image_tokenizer must have tokens of as many bits (0 for codes), got "
+                f"{model.bits} and {tokenizer.bits}"
+            )
         if model.vocab_size != tokenizer.codebook_size:
             raise ValueError(
                 f"model and image_tokenizer must have one code book, got {model.vocab_size} and "
@@ -525,4 +534,9 @@ class VisualARPipeline(DiffusionPipeline):
         self._introduce_draft_head()
         layout = self._layout(config.height, config.width)
         options = {key: config[key] for key in OPTIONS}
-        make_sampling([0], layout.length, **options)
+        self._check_sampling(make_sampling([0], layout.length, **options))
+
+    def _check_sampling(self, sampling: Sampling) -> None:
+        """Raises ValueError for options that the laws of the model cannot have."""
+        if self.model.bits:
+            check_bit_warps(Warps.of(sampling))

@@ -20,6 +20,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 UNIFORM_STREAM, GUMBEL_STREAM, BIT_STREAM = 0, 1, 2
+FROZEN_STREAM = 2  # of the bits; see `bit_uniforms`
 NORMAL_STREAM = _MASK32  # the last one: the streams of bits count up from theirs
 _LARGEST_UNIFORM = 1 - 2.0**-24
 
@@ -331,7 +332,7 @@ def uniforms(seed: Tensor, ranks: Tensor, attempt: Tensor) -> Tensor:
 
 
 def bit_uniforms(
-    seed: Tensor, ranks: Tensor, attempt: Tensor, count: int, stream: int = 0, number: int = 0
+    seed: Tensor, ranks: Tensor, attempt: Tensor, count: int, stream: int = 0
 ) -> Tensor:
     """Independent uniform numbers, many for every (seed, rank, attempt): one a bit.
 
@@ -341,7 +342,6 @@ def bit_uniforms(
         attempt: int64, the picture's own count of passes.
         count: how many, at most 1024.
         stream: which of many independent uses, at least 0.
-        number: which of at most 2^24 independent sets.
 
     Returns:
         fp32 [..., count] in (0, 1).
@@ -351,10 +351,25 @@ def bit_uniforms(
     """
     if not 1 <= count <= 1024:
         raise ValueError(f"count must be in 1..1024, got {count}")
-    blocks = torch.arange((count + 3) // 4, device=seed.device) + (number << 8)
+    blocks = torch.arange((count + 3) // 4, device=seed.device)
     use = torch.full((), BIT_STREAM + stream, dtype=torch.int64, device=seed.device)
     words = philox((ranks[..., None], attempt[..., None], use, blocks), seed[..., None])
     return _to_uniform(words.movedim(0, -1).flatten(-2)[..., :count])
+
+
+def logistic_noise(seed: Tensor, ranks: Tensor, bits: int) -> Tensor:
+    """Logistic noise that is fixed for every (seed, rank): that of the Gumbel maximum of a bit.
+
+    Args:
+        seed: int64 [B].
+        ranks: int64 [M].
+        bits: d, at most 1024.
+
+    Returns:
+        fp32 [B, M, d].
+    """
+    u = bit_uniforms(seed[:, None], ranks, torch.zeros_like(ranks), bits, stream=FROZEN_STREAM)
+    return torch.logit(u)
 
 
 def gumbel_noise(seed: Tensor, ranks: Tensor, vocabulary: int) -> Tensor:

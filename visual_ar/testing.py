@@ -22,6 +22,7 @@ from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
 from visual_ar.models.base import DenoisingModel, TokenModel
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.sampling import Sampling, Warps, guide, warp
+from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
 
 
 class ToyTokenModel(DenoisingModel):
@@ -55,22 +56,28 @@ class ToyTokenModel(DenoisingModel):
         order: str = "raster",
     ) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        layout = self.layout(grid)
+        self._build(vocab_size)
+
+    def _build(self, outputs: int) -> None:
+        """The random tables. outputs: of the head for a token."""
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed)
+        layout = self.layout(config.grid)
         length = layout.length
 
         def table(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(*shape, generator=generator))
 
-        self.contributions = table(length, vocab_size, hidden_size)
-        self.head = table(length, hidden_size, vocab_size)
-        self.classes = table(3, prefix_length, hidden_size)
+        self.contributions = table(length, self.vocab_size, config.hidden_size)
+        self.head = table(length, config.hidden_size, outputs)
+        self.classes = table(3, config.prefix_length, config.hidden_size)
         # Buffers, so that a captured pass finds them on its device.
-        ends = torch.cat([torch.arange(prefix_length) + 1, layout.group_end + prefix_length])
+        prefix = config.prefix_length
+        ends = torch.cat([torch.arange(prefix) + 1, layout.group_end + prefix])
         self.register_buffer("ends", ends, persistent=False)
         self.register_buffer("sources", layout.sources, persistent=False)
-        if order == "neighbour":
-            self.turns = table(len(grid), hidden_size, hidden_size)  # one hidden state an axis
+        if config.order == "neighbour":  # one hidden state an axis
+            self.turns = table(len(config.grid), config.hidden_size, config.hidden_size)
 
     @property
     def vocab_size(self) -> int:
@@ -186,6 +193,50 @@ class ToyTokenModel(DenoisingModel):
         return ranks.clamp(0, len(self.contributions) - 1)
 
 
+class ToyBitModel(ToyTokenModel):
+    """The toy with tokens of a few bits, independent given the tokens before.
+
+    Args:
+        bits: d, at least 1; few, because whole sequences are enumerated.
+        grid: see `ToyTokenModel`, like what follows.
+        prefix_length: P.
+        hidden_size: D.
+        sharpness: spread of the log-odds.
+        seed: of the random parameters.
+        order: "raster" or "neighbour".
+    """
+
+    capabilities = frozenset({"bits"})
+
+    @register_to_config
+    def __init__(
+        self,
+        bits: int = 2,
+        grid: tuple[int, ...] = (5,),
+        prefix_length: int = 1,
+        hidden_size: int = 6,
+        sharpness: float = 1.5,
+        seed: int = 0,
+        order: str = "raster",
+    ) -> None:
+        super(ToyTokenModel, self).__init__()
+        self._build(bits)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a token d."""
+        return self.config.bits
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens, 2^d."""
+        return 2**self.bits
+
+    def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """What a token contributes at its rank. bool [R, Q, d], int64 [R, Q]; [R, Q, D]."""
+        return super().embed(bits_to_codes(tokens, "msb"), ranks)
+
+
 def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
     """An untrained draft head for the toy: whatever it drafts, an exact method stays exact.
 
@@ -219,7 +270,8 @@ def enumerate_law(
         forced: int64 [N], token fixed at a rank or -1.
 
     Returns:
-        fp64 [V^N], indexed by the sequence read as digits, first rank most significant.
+        fp64 [V^N], indexed by the sequence read as digits, first rank most significant; a token of
+        bits is read as a number, first bit most significant.
     """
     vocabulary, length = model.vocab_size, model.layout(model.config.grid).length
     digits = torch.arange(vocabulary)
@@ -229,20 +281,25 @@ def enumerate_law(
     for name in (label, 2):
         prefix = model.classes[name].expand(count, -1, -1)
         mask = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
-        logits.append(model.logits(sequences, Condition(prefix, mask)))
+        tokens = codes_to_bits(sequences, model.bits, "msb") if model.bits else sequences
+        logits.append(model.logits(tokens, Condition(prefix, mask)))
     scale = sampling.guidance
     scale = scale if scale.dim() == 2 else scale[:, None]
     guided = guide(logits[0], logits[1], scale.expand(count, length))
     warped = warp(guided, sampling.temperature, sampling.top_k, sampling.top_p, Warps.of(sampling))
-    laws = warped.double().softmax(-1)
-    chosen = laws.gather(-1, sequences[..., None])[..., 0]
+    if model.bits:
+        chosen = torch.sigmoid(torch.where(tokens, warped, -warped).double()).prod(-1)
+    else:
+        chosen = warped.double().softmax(-1).gather(-1, sequences[..., None])[..., 0]
     if forced is not None:
         chosen = torch.where(forced >= 0, (sequences == forced).double(), chosen)
     return chosen.prod(-1)
 
 
 def sequence_index(tokens: Tensor, vocabulary: int) -> Tensor:
-    """Sequences as digits. tokens: int64 [B, N]; returns int64 [B], see `enumerate_law`."""
+    """Sequences as digits. int64 [B, N] or bool [B, N, d]; int64 [B], see `enumerate_law`."""
+    if tokens.dim() == 3:
+        tokens = bits_to_codes(tokens, "msb")
     weights = vocabulary ** torch.arange(tokens.shape[1] - 1, -1, -1)
     return (tokens.cpu() * weights).sum(-1)
 
@@ -254,7 +311,7 @@ def decode_all(
     condition: Condition,
     sampling: Sampling,
 ) -> tuple[Tensor, Tensor]:
-    """Drains a decode. Returns tokens int64 [B, N] and committed int64 [steps, B]."""
+    """Drains a decode. Returns tokens [B, N] or [B, N, d] and committed int64 [steps, B]."""
     committed = []
     for step in method.decode(model, layout, condition, sampling):
         committed.append(step.committed)

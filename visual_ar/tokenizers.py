@@ -14,6 +14,7 @@ CLASSES = {  # public name -> module
     "VisualTokenizer": "base",
     "VQTokenizer": "vq",
     "BinaryTokenizer": "binary",
+    "BSQTokenizer": "bsq",
 }
 
 __all__ = ["CLASSES", *CLASSES]

@@ -28,8 +28,8 @@ def convert(
 
     Reads LlamaGen generators (c2i and t2i, B to 3B), NAR generators (images and
     video, B to XXL), LlamaGen's VQ tokenizers,
-    and the binary tokenizers of Open-MAGVIT2 and BitDance; sizes come from the
-    weights, the grid from the file name. Pickled files are read as tensors only,
+    and the binary tokenizers of Open-MAGVIT2, BitDance and BSQ-ViT; sizes come from
+    the weights, the grid from the file name. Pickled files are read as tensors only,
     so they cannot run code.
 
     [bold]Examples[/bold]

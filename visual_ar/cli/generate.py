@@ -128,7 +128,8 @@ def generate(
         typer.Option(
             help="What accepts a draft (jacobi, tree and draft-head): exact or block, lossless; or "
             "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
-            "omega/omega=1.2.",
+            "omega/omega=1.2. For tokens of bits: exact or bitwise, lossless; or hamming-grouped, "
+            "hamming-lantern, omega.",
             rich_help_panel=METHOD,
         ),
     ] = None,

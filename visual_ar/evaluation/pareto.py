@@ -42,7 +42,22 @@ SUITE = (
     "tree-spatial",
     "tree-adaptive",
 )
-"""Methods that every next-token model can serve."""
+"""Methods that every next-token model of codes can serve."""
+OF_BITS = (
+    BASELINE,
+    "jacobi:window=8",
+    "jacobi:window=32",
+    "jacobi:window=64",
+    "jacobi:window=64,coupling=gumbel",
+    "exact-match:window=64",
+    "jacobi:window=32,rule=bitwise",
+)
+"""Methods that every next-token model of bits or sub-codes can serve."""
+BY_HAMMING_DISTANCE = (
+    "jacobi:window=32,rule=omega/omega=1.5",
+    "jacobi:window=32,rule=hamming-grouped",
+    "jacobi:window=32,rule=hamming-lantern",
+)
 WITH_HEAD = (
     "draft-head:window=5",
     "draft-head:window=5,rule=block",
@@ -67,6 +82,9 @@ class Asked(NamedTuple):
 
 def suite(pipe: VisualARPipeline) -> tuple[str, ...]:
     """The methods of the chart that a pipeline can serve."""
+    if pipe.model.bits:
+        near = BY_HAMMING_DISTANCE if "bits" in pipe.model.capabilities else ()
+        return (*OF_BITS, *near)
     head = WITH_HEAD if pipe.model.draft_head is not None else ()
     denoising = WITH_DENOISING if "denoising" in pipe.model.capabilities else ()
     return (*SUITE, *head, *denoising)

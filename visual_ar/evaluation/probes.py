@@ -6,6 +6,7 @@ Knows methods and models by their contracts only.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.bits import SubcodeLaw
 from visual_ar.evaluation.workload import Workload
 from visual_ar.models.base import TokenModel
 
@@ -32,21 +34,25 @@ def law_entropy(
         workload: what was drawn.
         numbers: of the B pictures.
         seeds: one a picture.
-        tokens: int64 [B, N] in decode order.
+        tokens: int64 [B, N] or bool [B, N, d] in decode order.
 
     Returns:
-        fp32 [B, N], in bits.
+        fp32 [B, N], in bits. Of sub-codes, whose entropy has no closed form, how surprising the
+        token is that was drawn, which is the entropy on average.
     """
     model, layout, sampling = workload.model, workload.layout, workload.sampling(seeds)
     condition = workload.condition(numbers)
-    batch, length = tokens.shape
+    batch, length = tokens.shape[:2]
     method = SequentialDecoding()
     guided = len(condition.prefix) == 2 * batch
     state = method.init(model, layout, batch, guided, window=length)
     method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
     ranks = torch.arange(length, device=model.device).expand(batch, -1)
     feed = tokens.to(model.device).roll(1, dims=1)  # rank -1 is fed the prefix, not a token
-    return state.law(state.forward(feed, ranks - 1), ranks).entropy()
+    law = state.law(state.forward(feed, ranks - 1), ranks)
+    if isinstance(law, SubcodeLaw):
+        return -law.log_prob(tokens.to(model.device)) / math.log(2)
+    return law.entropy()
 
 
 @torch.inference_mode()

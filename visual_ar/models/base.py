@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
+from visual_ar.bits import BitLaw, SubcodeLaw, certain
 from visual_ar.cache import KVCache
 from visual_ar.layout import Layout
+from visual_ar.sampling import Warps
 
 if TYPE_CHECKING:
     from visual_ar.models.draft_head import DraftHead
@@ -23,9 +26,11 @@ class TokenModel(ModelMixin, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives, "categorical" being logits over a code book; "trees" when
-            `forward` can write several drafts of one rank to `slots` of their own; "some sources"
-            when `predict` takes a third argument `present`, bool [R, Q, A], sources to read.
+        capabilities: what its head gives, "categorical" being logits over a code book, "bits" the
+            log-odds of every bit of tokens that are bit vectors, "subcodes" softmaxes over parts of
+            such tokens, one after the other; "trees" when `forward` can write several drafts of one
+            rank to `slots` of their own; "some sources" when `predict` takes a third argument
+            `present`, bool [R, Q, A], sources to read.
     """
 
     config_name = "config.json"
@@ -79,6 +84,11 @@ class TokenModel(ModelMixin, ConfigMixin):
         """Number of codes V."""
 
     @property
+    def bits(self) -> int:
+        """Bits of a token d, for models whose tokens are bool [R, Q, d]; 0 for codes."""
+        return 0
+
+    @property
     @abstractmethod
     def prefix_length(self) -> int:
         """Number of prefix tokens P, at least 1."""
@@ -102,7 +112,7 @@ class TokenModel(ModelMixin, ConfigMixin):
 
     @abstractmethod
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Input embeddings. tokens: int64 [R, Q]; ranks: int64 [R, Q]; returns [R, Q, D]."""
+        """Input embeddings [R, Q, D]. tokens: int64 [R, Q] or bool [R, Q, d]; ranks: [R, Q]."""
 
     @abstractmethod
     def forward(
@@ -137,8 +147,51 @@ class TokenModel(ModelMixin, ConfigMixin):
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:
-            [R, Q, V] fp32 logits for a categorical head.
+            fp32 logits [R, Q, V] for a categorical head, log-odds [R, Q, d] for bits.
         """
+
+    def bit_law(
+        self,
+        conditional: Tensor,
+        unconditional: Tensor | None,
+        scale: Tensor,
+        temperature: Tensor,
+        warps: Warps,
+    ) -> BitLaw | SubcodeLaw:
+        """The guided, warped laws of tokens of bits; see `BitLaw.warped`.
+
+        Args:
+            conditional: [B, Q, *], from `predict`.
+            unconditional: likewise, or None without guidance.
+            scale: [B, Q], guidance.
+            temperature: [B], above 0.
+            warps: what any picture needs.
+
+        Raises:
+            ValueError: some picture asks for top-k or top-p.
+        """
+        return BitLaw.warped(conditional, unconditional, scale, temperature, warps)
+
+    def law_width(self, guided: bool) -> int:
+        """Features F of a law over bits, see `BitLaw.features`."""
+        return self.bits
+
+    def law_from(self, features: Tensor, temperature: Tensor) -> BitLaw | SubcodeLaw:
+        """The laws of features that were kept. features: [B, Q, F]; temperature: [B]."""
+        return BitLaw(features)
+
+    def draft_features(self, tokens: Tensor, sure: Tensor, width: int) -> Tensor:
+        """Features of laws that always give some tokens, and are uniform elsewhere.
+
+        Args:
+            tokens: bool [B, Q, d].
+            sure: bool [B, Q], where the token is certain.
+            width: F.
+
+        Returns:
+            fp32 [B, Q, F].
+        """
+        return torch.where(sure[..., None], certain(tokens), 0.0)
 
 
 class DenoisingModel(TokenModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -84,16 +85,35 @@ class LlamaGen(ConditionedModel):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.cls_embedding = prefix_embedder(dim, num_classes, caption_dim, caption_length)
+        self._build()
+
+    def _build(self) -> None:
+        """Makes the parts that the configuration says, for this class and those of other tokens."""
+        config = self.config
+        dim, n_head = config.dim, config.n_head
+        self.cls_embedding = prefix_embedder(
+            dim, config.num_classes, config.caption_dim, config.caption_length
+        )
         if dim % (4 * n_head):
             raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
-        self.tok_embeddings = nn.Embedding(vocab_size, dim)
-        hidden_dim = ffn_dim or default_ffn_dim(dim)
-        self.layers = nn.ModuleList(Block(dim, n_head, hidden_dim, dropout) for _ in range(n_layer))
+        self.tok_embeddings: Any = self._token_embedding()
+        hidden_dim = config.ffn_dim or default_ffn_dim(dim)
+        self.layers = nn.ModuleList(
+            Block(dim, n_head, hidden_dim, config.dropout) for _ in range(config.n_layer)
+        )
         self.norm = RMSNorm(dim)
-        self.output = Linear(dim, vocab_size)
+        self.output: Any = self._head()
         self.apply(initialise)
+        self._zero_head()
+
+    def _zero_head(self) -> None:
         nn.init.zeros_(self.output.weight)
+
+    def _token_embedding(self) -> nn.Module:
+        return nn.Embedding(self.vocab_size, self.config.dim)
+
+    def _head(self) -> nn.Module:
+        return Linear(self.config.dim, self.vocab_size)
 
     @property
     def head_weights(self) -> list[Tensor]:
@@ -112,7 +132,7 @@ class LlamaGen(ConditionedModel):
         return raster_layout(expected)
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Embeddings of tokens, whatever their rank. tokens: int64 [R, Q]; returns [R, Q, D]."""
+        """Embeddings [R, Q, D] of tokens, whatever their rank. tokens: int64 [R, Q] or as bits."""
         return self.tok_embeddings(tokens)
 
     def forward(
@@ -190,7 +210,7 @@ class LlamaGen(ConditionedModel):
         """Hidden states from which every token of whole pictures is predicted, for training.
 
         Args:
-            tokens: int64 [B, N] in decode order.
+            tokens: int64 [B, N] in decode order, or bool [B, N, d].
             condition: of B rows.
             same_columns: the columns of the prefix are copies of one another and none is padding.
                 Then one of them, weighed by their number, does for all, and costs less.
@@ -198,7 +218,7 @@ class LlamaGen(ConditionedModel):
         Returns:
             [B, N, D], column r the state of rank r - 1.
         """
-        batch, length = tokens.shape
+        batch, length = tokens.shape[:2]
         prefix = self.prefix_length
         ranks = torch.arange(-prefix, length - 1, device=tokens.device).expand(batch, -1)
         x = torch.cat([condition.prefix, self.embed(tokens, ranks)[:, :-1]], dim=1)
@@ -216,7 +236,7 @@ class LlamaGen(ConditionedModel):
 
         Arguments as for `features`. Returns fp32 [B, N, V].
         """
-        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        ranks = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         return self.predict(self.features(tokens, condition, same_columns), ranks)
 
 

@@ -24,7 +24,7 @@ from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.pipeline import OPTIONS, VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
 
 SETTINGS = ("class_names", "height", "width", *OPTIONS)
@@ -32,7 +32,7 @@ SETTINGS = ("class_names", "height", "width", *OPTIONS)
 
 def save_pipeline(
     model: ConditionedModel,
-    tokenizer: VQTokenizer,
+    tokenizer: VisualTokenizer,
     text_encoder: TextEncoder | None,
     class_names: list[str] | None,
     sampling: SamplingDefaults,
@@ -43,7 +43,7 @@ def save_pipeline(
 
     Args:
         model: the generator; neither it nor the other parts are changed.
-        tokenizer: whose codes it draws.
+        tokenizer: whose tokens it draws.
         text_encoder: of a text-conditional model.
         class_names: one a class, of a class-conditional model.
         sampling: defaults of the pipeline.

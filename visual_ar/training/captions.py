@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.conditions import Conditions
 from visual_ar.training.recipe import Captions
 from visual_ar.training.state import Log, derived_seed, random_numbers
@@ -34,24 +34,22 @@ class CaptionModel(nn.Module):
 
     Args:
         encoder: what is trained.
-        tokenizer: whose code vectors are the latents.
-        codes: uint16 [M, N], of every picture of the dataset.
+        latents: of pictures of the dataset, int64 [B] to fp32 [B, L]: the vectors of a picture's
+            codes one after the other.
         indices: int64 [m], the pictures to train on, whose mean it starts from.
     """
 
     def __init__(
-        self, encoder: TextEncoder, tokenizer: VQTokenizer, codes: Tensor, indices: Tensor
+        self, encoder: TextEncoder, latents: Callable[[Tensor], Tensor], indices: Tensor
     ) -> None:
         super().__init__()
-        self._vectors = tokenizer.quantize.codebook().detach().float()  # [V, d]
-        self._codes = codes
-        size = codes.shape[1] * self._vectors.shape[1]
+        self._latents = latents
+        given = latents(indices)
         self.encoder = encoder
-        self.head = nn.Linear(encoder.config.feature_dim, size, device=self._vectors.device)
+        self.head = nn.Linear(encoder.config.feature_dim, given.shape[1], device=given.device)
         with torch.no_grad():
-            latents = self._latents(indices)
-            self.head.bias.copy_(latents.mean(0))
-        self._variance = float((latents - latents.mean(0)).square().mean())
+            self.head.bias.copy_(given.mean(0))
+        self._variance = float((given - given.mean(0)).square().mean())
 
     def loss(self, features: Tensor, indices: Tensor) -> Tensor:
         """Mean squared error over the latents' variance: 1 for knowing nothing.
@@ -62,11 +60,6 @@ class CaptionModel(nn.Module):
         """
         foretold = self.head(features.float().mean(1))
         return (foretold - self._latents(indices)).square().mean() / self._variance
-
-    def _latents(self, indices: Tensor) -> Tensor:
-        """The vectors of a picture's codes, one after the other: [B, N d]."""
-        codes = self._codes[indices].to(self._vectors.device, torch.int64)
-        return self._vectors[codes].flatten(1)
 
 
 def start_captions(

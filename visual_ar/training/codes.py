@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.pictures import shifted, to_float
 from visual_ar.training.state import random_numbers
@@ -97,7 +98,7 @@ def cached_codes(
     """
     if tokenizer.codebook_size > LARGEST:
         raise ValueError(f"codebook_size must be at most {LARGEST}, got {tokenizer.codebook_size}")
-    path = directory / f"codes-{_digest(tokenizer, pictures, crops, shift, soft, seed)}.npz"
+    path = directory / f"codes-{digest(tokenizer, pictures, crops, shift, soft, seed)}.npz"
     if not path.exists():
         versions = [
             _encode(tokenizer, pictures, shift if crop else 0, soft, seed + crop, device)
@@ -140,7 +141,7 @@ def _encode(
     return np.concatenate(tokens), np.concatenate(chances)
 
 
-def _digest(tokenizer: VQTokenizer, pictures: Tensor, *arguments: float) -> str:
+def digest(tokenizer: VisualTokenizer, pictures: Tensor, *arguments: float) -> str:
     """Names the tokenizer's weights, the pictures and how they are cut."""
     digest = hashlib.sha256(repr((tuple(pictures.shape), arguments)).encode())
     digest.update(pictures.numpy().tobytes())

@@ -71,6 +71,8 @@ class DenoisingTraining:
             raise ValueError(f"base must name a recipe of kind generator, got {base.kind}")
         if base.family != "llamagen":
             raise ValueError(f"base must be of the family llamagen, got {base.family}")
+        if base.head != "categorical":
+            raise ValueError(f"base must have a categorical head, got head {base.head!r}")
         if base.dataset != data.name:
             raise ValueError(f"base must be trained on {data.name}, got {base.dataset}")
         self.base = base

@@ -331,8 +331,9 @@ def _load_base(path: Path) -> VisualARPipeline:
             f"the generator must be trained first: recipe {path.parent.name} into {path.parent}"
         )
     pipe = VisualARPipeline.from_pretrained(path)
-    if not isinstance(pipe.model, LlamaGen):
+    if not isinstance(pipe.model, LlamaGen) or pipe.model.bits:
         raise ValueError(
-            f"base must be of the family llamagen, {path} holds a {type(pipe.model).__name__}"
+            f"base must be of the family llamagen with a code book, {path} holds a "
+            f"{type(pipe.model).__name__}"
         )
     return pipe

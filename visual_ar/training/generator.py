@@ -1,14 +1,17 @@
-"""The training loop of a token generator over cached codes; knows nothing about pixels.
+"""The training loop of a token generator over cached tokens; knows nothing about pixels.
 
 Sun et al. (2024), "Autoregressive model beats diffusion: LlamaGen", section 3.2: cross-entropy over
-the codes, with the condition left out at times so that guidance works (Ho and Salimans 2022).
+the codes, or over the bits of tokens that are bit vectors, with the condition left out at times so
+that guidance works (Ho and Salimans 2022).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +19,18 @@ from torch import Tensor, nn
 
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.data.dataset import Dataset
+from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.conditioned import CaptionEmbedder
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.bit_codes import BitCodes, DrawnBits, cached_bits, flip
 from visual_ar.training.bundle import save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.codes import Drawn, cached_codes
+from visual_ar.training.codes import Codes, Drawn, cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.pictures import save_sheet
 from visual_ar.training.recipe import GeneratorRecipe
@@ -43,12 +49,20 @@ from visual_ar.training.state import (
 from visual_ar.training.trunk import start_from
 
 Generator = LlamaGen | NAR
-FAMILIES: dict[str, type[LlamaGen] | type[NAR]] = {"llamagen": LlamaGen, "nar": NAR}
 
 ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `captions`
 HELD_OUT_PICTURES = 200
 MEASURE_BATCH = 20
 SHEET_COLUMNS = 8
+MODELS: dict[tuple[str, str], type[LlamaGen] | type[NAR]] = {  # family and head -> class
+    ("llamagen", "categorical"): LlamaGen,
+    ("llamagen", "bits"): BitLlamaGen,
+    ("llamagen", "subcodes"): SubcodeLlamaGen,
+    ("nar", "categorical"): NAR,
+}
+
+
+AnyDrawn = TypeVar("AnyDrawn", Drawn, DrawnBits)
 
 
 class Trained(nn.Module):
@@ -75,19 +89,11 @@ class GeneratorTraining:
         self, recipe: GeneratorRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
-        self.tokenizer = _load_tokenizer(output.parent / recipe.tokenizer / "model").to(device)
+        path = output.parent / recipe.tokenizer / "model"
+        self.tokenizer = _load_tokenizer(path, recipe.head).to(device)
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
-        self.codes = cached_codes(
-            self.tokenizer,
-            pictures,
-            recipe.crops,
-            recipe.shift,
-            recipe.soft,
-            recipe.seed,
-            output,
-            device,
-        )
+        self.codes = self._tokens_of(pictures)
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
         groups = data.groups
         self.weights = balance([groups[i] for i in self.train_indices], recipe.balance)
@@ -104,19 +110,14 @@ class GeneratorTraining:
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
             encoder = TextEncoder(words=words, **recipe.text).to(device)
-            captions = CaptionModel(encoder, self.tokenizer, self.codes.nearest, self.train_indices)
+            latents = _latents_of(self.codes, self.tokenizer, device)
+            captions = CaptionModel(encoder, latents, self.train_indices)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
             }
-        model = FAMILIES[recipe.family](
-            **recipe.model,
-            **condition,
-            vocab_size=self.tokenizer.codebook_size,
-            grid_size=self.grid[0],
-        )
+        model = self._build(condition)
         self.codes = self.codes.ordered(model.layout(self.grid).order)
-        place_codes(model, self.tokenizer.quantize.codebook().detach())
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
@@ -142,6 +143,25 @@ class GeneratorTraining:
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
 
+    def _tokens_of(self, pictures: Tensor) -> Codes | BitCodes:
+        """The tokens of all pictures uint8 [M, H, W, 3]."""
+        recipe, tokenizer, output = self.recipe, self.tokenizer, self.output
+        cut = (pictures, recipe.crops, recipe.shift)
+        if isinstance(tokenizer, BinaryTokenizer):
+            return cached_bits(tokenizer, *cut, recipe.seed, output, self.device)
+        return cached_codes(tokenizer, *cut, recipe.soft, recipe.seed, output, self.device)
+
+    def _build(self, condition: dict[str, int]) -> Generator:
+        """The generator. condition: arguments that say what it is conditioned on."""
+        recipe, tokenizer = self.recipe, self.tokenizer
+        make: Any = MODELS[recipe.family, recipe.head]
+        options = {**recipe.model, **condition, "grid_size": self.grid[0]}
+        if isinstance(tokenizer, BinaryTokenizer):
+            return make(**options, bits=tokenizer.bits)
+        model: Generator = make(**options, vocab_size=tokenizer.codebook_size)
+        place_codes(model, tokenizer.quantize.codebook().detach())
+        return model
+
     def train(self) -> dict[str, Any]:
         """Trains to the end of the recipe and returns the measured quality."""
         logging = self.recipe.logging
@@ -166,8 +186,7 @@ class GeneratorTraining:
         chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
         indices = self.train_indices[chosen]
         crops = torch.randint(recipe.crops, (recipe.batch,), generator=draw)
-        drawn = self.codes.draw(crops, indices, draw)
-        drawn = mislead(drawn, recipe.wrong, draw).to(self.device)
+        drawn = self._draw(crops, indices, draw).to(self.device)
         drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
         progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
@@ -188,6 +207,13 @@ class GeneratorTraining:
             "gradient": norm,
             "loss": float(loss.detach()),
         }
+
+    def _draw(self, crops: Tensor, indices: Tensor, draw: torch.Generator) -> Drawn | DrawnBits:
+        """Tokens of a step, with mistakes in what the model is fed. crops, indices: int64 [B]."""
+        drawn = self.codes.draw(crops, indices, draw)
+        if isinstance(drawn, DrawnBits):
+            return flip(mislead(drawn, self.recipe.wrong, draw), self.recipe.flip, draw)
+        return mislead(drawn, self.recipe.wrong, draw)
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -276,7 +302,7 @@ def balance(groups: list[str], power: float) -> Tensor:
     return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
 
 
-def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
+def mislead(drawn: AnyDrawn, largest: float, draw: torch.Generator) -> AnyDrawn:
     """Puts the codes of the batch's next picture into the inputs of every second picture or so.
 
     Of the others a share evenly distributed in [0, largest] is replaced, the labels stay: what
@@ -285,7 +311,8 @@ def mislead(drawn: Drawn, largest: float, draw: torch.Generator) -> Drawn:
     """
     batch = len(drawn.inputs)
     share = largest * (2 * torch.rand(batch, 1, generator=draw) - 1)
-    wrong = torch.rand(drawn.inputs.shape, generator=draw) < share
+    wrong = torch.rand(drawn.inputs.shape[:2], generator=draw) < share
+    wrong = wrong.view(*wrong.shape, *[1] * (drawn.inputs.dim() - 2))
     return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
 
 
@@ -300,11 +327,29 @@ def _matrices(model: Generator) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
 
-def _loss(model: Generator, drawn: Drawn, given: Given, drop: Tensor | None = None) -> Tensor:
+def _latents_of(
+    codes: Codes | BitCodes, tokenizer: VQTokenizer | BinaryTokenizer, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """What captions foretell, as a function of pictures: int64 [B] to fp32 [B, L] on `device`."""
+    if isinstance(codes, BitCodes):
+        return lambda pictures: codes.latents(pictures).to(device)
+    assert isinstance(tokenizer, VQTokenizer)
+    vectors, nearest = tokenizer.quantize.codebook().detach().float(), codes.nearest
+    return lambda pictures: vectors[nearest[pictures].to(device, torch.int64)].flatten(1)
+
+
+def _loss(
+    model: Generator, drawn: Drawn | DrawnBits, given: Given, drop: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
     # All columns of a caption hold its summary; those of no caption were made equal at the start.
-    logits = model.logits(drawn.inputs, condition, same_columns=model.prefix_length > 1)
+    same_columns = model.prefix_length > 1
+    if isinstance(drawn, DrawnBits):
+        assert isinstance(model, BitLlamaGen)
+        hidden = model.features(drawn.inputs, condition, same_columns)
+        return model.token_loss(hidden, drawn.labels).mean()
+    logits = model.logits(drawn.inputs, condition, same_columns)
     return soft_cross_entropy(logits, drawn.labels, drawn.chances)
 
 
@@ -327,9 +372,16 @@ def _trunk(folder: Path) -> dict[str, Tensor]:
     return state["average"]
 
 
-def _load_tokenizer(path: Path) -> VQTokenizer:
+def _load_tokenizer(path: Path, head: str) -> VQTokenizer | BinaryTokenizer:
     if not path.is_dir():
         raise FileNotFoundError(
             f"the tokenizer must be trained first: recipe {path.parent.name} into {path.parent}"
         )
-    return VQTokenizer.from_pretrained(path).eval().requires_grad_(False)
+    wanted: Any = VQTokenizer if head == "categorical" else BinaryTokenizer
+    found = json.loads((path / "config.json").read_text())["_class_name"]
+    if found != wanted.__name__:
+        raise ValueError(
+            f"tokenizer must be a {wanted.__name__} for head {head!r}, "
+            f"got a {found} in {path.parent.name}"
+        )
+    return wanted.from_pretrained(path).eval().requires_grad_(False)

@@ -67,6 +67,36 @@ class Codebook:
     dead: float = 0.03
 
 
+BINARY_QUANTIZERS = ("lfq", "grouped-lfq", "bsq")
+FAMILIES = ("llamagen", "nar")
+HEADS = ("categorical", "bits", "subcodes")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """How a tokenizer of bits is quantised in training; its groups are those of the model.
+
+    Attributes:
+        quantizer: "lfq", "grouped-lfq" or "bsq"; what is trained decodes the signs whichever it is.
+        inverse_temperature: k of the soft bits in the entropy loss, see `binary_quantizers`.
+        entropy: weight of the entropy of a sample minus that of the batch average, in nats.
+        ramp: progress in 0..1 over which that weight falls from three times its value, as in the
+            training of BSQ-ViT.
+    """
+
+    quantizer: str
+    inverse_temperature: float
+    entropy: float = 0.01
+    ramp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in BINARY_QUANTIZERS:
+            raise ValueError(
+                f"binary: quantizer must be one of {', '.join(BINARY_QUANTIZERS)}, "
+                f"got {self.quantizer!r}"
+            )
+
+
 @dataclass(frozen=True)
 class ReconstructionLoss:
     """Weights of the terms of a tokenizer's loss; a late term starts at a progress in 0..1."""
@@ -146,8 +176,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe(Recipe):
-    """A tokenizer's training. `shift` is the largest translation of a picture, in pixels."""
+    """A tokenizer's training.
 
+    Attributes:
+        binary: of a tokenizer of bits; None for one with a code book.
+        codebook: of the other one.
+        loss: weights.
+        shift: largest translation of a picture, in pixels.
+    """
+
+    binary: Binary | None = None
     codebook: Codebook = field(default_factory=lambda: Codebook(start=0.05))
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
     shift: int = 0
@@ -162,6 +200,8 @@ class GeneratorRecipe(Recipe):
         trunk: name of the recipe whose trained model this one starts from; its run lies beside
             this one's. Nothing starts from random weights.
         tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
+        head: "categorical" over a code book; for a tokenizer of bits "bits" (one classifier each)
+            or "subcodes" (a few softmaxes one after the other).
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
         text: arguments of the text encoder; None for a class-conditional generator.
@@ -172,14 +212,16 @@ class GeneratorRecipe(Recipe):
         crops: cached versions of each picture's codes; all but the first are shifted.
         shift: largest translation of such a version, in pixels.
         soft: temperature of soft labels and of the codes drawn by them (Lee et al. 2022, section
-            3.2.3); 0 for the nearest code alone.
+            3.2.3); 0 for the nearest code alone, as bits always have.
         wrong: largest share of a picture's input codes that are replaced by another picture's.
+        flip: largest share of the input bits of a picture that are flipped; the labels stay.
         sampling: of the sample sheets, and the defaults of the pipeline.
     """
 
     family: str = "llamagen"
     trunk: str = ""
     tokenizer: str = ""
+    head: str = "categorical"
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
     text: dict[str, Any] | None = None
@@ -191,7 +233,26 @@ class GeneratorRecipe(Recipe):
     shift: int = 0
     soft: float = 0.0
     wrong: float = 0.0
+    flip: float = 0.0
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    def __post_init__(self) -> None:
+        for option, known in (("family", FAMILIES), ("head", HEADS)):
+            if getattr(self, option) not in known:
+                raise ValueError(
+                    f"{self.name}: {option} must be one of {', '.join(known)}, "
+                    f"got {getattr(self, option)!r}"
+                )
+        if self.family != "llamagen" and self.head != "categorical":
+            raise ValueError(
+                f"{self.name}: head must be 'categorical' with family {self.family!r}, "
+                f"got {self.head!r}"
+            )
+        unused = "flip" if self.head == "categorical" else "soft"
+        if getattr(self, unused):
+            raise ValueError(
+                f"{unused} must be 0 with head {self.head!r}, got {getattr(self, unused)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -275,12 +336,17 @@ def bundled() -> dict[str, Path]:
     order = (
         "emoji_tokenizer",
         "cifar10_tokenizer",
+        "emoji_binary_tokenizer",
+        "emoji_wide_tokenizer",
         "emoji",
         "cifar10",
         "emoji_draft",
         "emoji_denoising",
         "emoji_nar",
         "cifar10_nar",
+        "emoji_binary",
+        "emoji_binary_subcodes",
+        "emoji_wide",
     )
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 

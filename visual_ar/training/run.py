@@ -13,10 +13,12 @@ import torch
 from visual_ar.data.dataset import Dataset, load
 from visual_ar.models.denoising import OPTIONS
 from visual_ar.text_encoder import TextEncoder
+from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.training.binary_tokenizer import BinaryTokenizerTraining
 from visual_ar.training.denoising import DenoisingTraining
 from visual_ar.training.draft_head import DraftTraining
-from visual_ar.training.generator import FAMILIES, GeneratorTraining
+from visual_ar.training.generator import MODELS, GeneratorTraining
 from visual_ar.training.recipe import (
     DenoisingRecipe,
     DraftRecipe,
@@ -70,9 +72,10 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
 
 
 def _check_models(recipe: Recipe) -> None:
-    """Raises ValueError for an unknown family, or an argument of a model that no one knows."""
+    """Raises ValueError for an argument of a model that no one knows."""
     if isinstance(recipe, TokenizerRecipe):
-        check_options(recipe.model, VQTokenizer, f"{recipe.name}: model")
+        kind = VQTokenizer if recipe.binary is None else BinaryTokenizer
+        check_options(recipe.model, kind, f"{recipe.name}: model")
     if isinstance(recipe, DenoisingRecipe):
         for key in recipe.model:
             if key not in OPTIONS:
@@ -81,11 +84,8 @@ def _check_models(recipe: Recipe) -> None:
                     f"{recipe.name}: model: unknown key {key!r}; known keys are {names}"
                 )
     if isinstance(recipe, GeneratorRecipe):
-        if recipe.family not in FAMILIES:
-            raise ValueError(
-                f"{recipe.name}: family must be one of {', '.join(FAMILIES)}, got {recipe.family!r}"
-            )
-        check_options(recipe.model, FAMILIES[recipe.family], f"{recipe.name}: model")
+        model = MODELS[recipe.family, recipe.head]
+        check_options(recipe.model, model, f"{recipe.name}: model")
         if recipe.text is not None:
             check_options(recipe.text, TextEncoder, f"{recipe.name}: text")
 
@@ -94,7 +94,8 @@ def _training(
     recipe: Recipe, data: Dataset, output: Path, device: torch.device
 ) -> TokenizerTraining | GeneratorTraining | DraftTraining | DenoisingTraining:
     if isinstance(recipe, TokenizerRecipe):
-        return TokenizerTraining(recipe, data, output, device)
+        tokenizer = TokenizerTraining if recipe.binary is None else BinaryTokenizerTraining
+        return tokenizer(recipe, data, output, device)
     if isinstance(recipe, DraftRecipe):
         return DraftTraining(recipe, data, output, device)
     if isinstance(recipe, DenoisingRecipe):

@@ -1,4 +1,4 @@
-"""The training loop of a VQ tokenizer; knows nothing about the generators that use its codes.
+"""The training loop of a tokenizer, here with a code book; knows nothing about generators.
 
 The losses are those of Esser et al. (2021), "Taming transformers", section 3.1, with the weights
 and the order of appearance that the recipe says.
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from visual_ar.data.dataset import Dataset
 from visual_ar.evaluation.distortion import psnr
+from visual_ar.tokenizers.binary import BinaryTokenizer
+from visual_ar.tokenizers.quantizers import Quantized
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.codebook import CodebookUpkeep
 from visual_ar.training.losses import TokenizerLoss
@@ -40,7 +42,10 @@ SHEET_ROWS, SHEET_COLUMNS = 4, 12
 
 
 class TokenizerTraining:
-    """One run; `train` goes on from the last checkpoint in `output`."""
+    """One run; `train` goes on from the last checkpoint in `output`.
+
+    What depends on the kind of tokens is in methods that `binary_tokenizer` replaces.
+    """
 
     def __init__(
         self, recipe: TokenizerRecipe, data: Dataset, output: Path, device: torch.device
@@ -50,17 +55,24 @@ class TokenizerTraining:
         self.train_pictures = pictures[data.indices("train")]
         self.test_pictures = pictures[data.indices(TEST_SPLITS[recipe.dataset])][:TEST_PICTURES]
         torch.manual_seed(recipe.seed)
-        model = VQTokenizer(**recipe.model).to(device, memory_format=torch.channels_last)
-        self.model = model.train()
-        self.codebook = CodebookUpkeep(model.quantize, recipe.codebook)
+        model = self._build().to(device, memory_format=torch.channels_last)
+        self.model: Any = model.train()
+        self._prepare()
         self.loss = TokenizerLoss(recipe.loss, recipe.optimiser, device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         (self.optimiser,) = build_optimisers(model, recipe.optimiser)
         self.average = Average(model, recipe.optimiser.ema)
         self.clock = Clock(recipe)
-        self.quantised = False
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
+
+    def _build(self) -> VQTokenizer | BinaryTokenizer:
+        return VQTokenizer(**self.recipe.model)
+
+    def _prepare(self) -> None:
+        """Makes what looks after the tokens in training."""
+        self.codebook = CodebookUpkeep(self.model.quantize, self.recipe.codebook)
+        self.quantised = False
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of the recipe and returns the measured quality."""
@@ -91,17 +103,14 @@ class TokenizerTraining:
     def _step(self) -> dict[str, Any]:
         progress = self.clock.progress
         rate = learning_rate(self.recipe.optimiser, self.clock)
-        if not self.quantised and progress >= self.recipe.codebook.start:
-            self._start_codebook()
+        self._before_step(progress)
         pixels = self._batch()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            quantized = self.model.quantize(self.model.latents(pixels))
-            codes = quantized.codes if self.quantised else quantized.latents
+            codes, quantized = self._quantise(self.model.latents(pixels))
             drawn = self.model.reconstruct(codes).float()
         last_layer = self.model.decoder.conv_out.weight
         terms = self.loss.tokenizer(pixels, drawn, progress, last_layer)
-        if self.quantised:
-            terms["commitment"] = self.recipe.loss.commitment * quantized.losses["commitment"]
+        terms |= self._quantizer_terms(quantized, progress)
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()
         norm = update([self.optimiser], self.parameters, rate, self.recipe.optimiser.clip)
@@ -109,19 +118,41 @@ class TokenizerTraining:
         row = {"step": self.clock.step + 1, "seconds": self.clock.seconds, "progress": progress}
         row |= {"learning_rate": rate, "gradient": norm}
         row |= {name: float(value.detach()) for name, value in terms.items()}
-        if self.quantised:
-            row |= self._keep_codebook(quantized.latents, quantized.tokens, progress)
+        row |= self._after_step(quantized, progress)
         self.average.update(self.model, self.clock.step)
         return row
 
-    def _keep_codebook(self, latents: Tensor, tokens: Tensor, progress: float) -> dict[str, Any]:
-        vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    def _before_step(self, progress: float) -> None:
+        if not self.quantised and progress >= self.recipe.codebook.start:
+            self._start_codebook()
+
+    def _quantise(self, latents: Tensor) -> tuple[Tensor, Quantized]:
+        """What the decoder is given for latents [B, C, h, w], and all that quantising gave."""
+        quantized = self.model.quantize(latents)
+        return quantized.codes if self.quantised else quantized.latents, quantized
+
+    def _quantizer_terms(self, quantized: Quantized, progress: float) -> dict[str, Tensor]:
+        """Weighted terms of the loss, each a scalar."""
+        if not self.quantised:
+            return {}
+        return {"commitment": self.recipe.loss.commitment * quantized.losses["commitment"]}
+
+    def _after_step(self, quantized: Quantized, progress: float) -> dict[str, Any]:
+        """Looks after the tokens; returns what the log tells of them."""
+        if not self.quantised:
+            return {}
+        tokens = quantized.tokens
+        vectors = quantized.latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
         self.codebook.update(vectors, tokens.flatten())
         revived = 0
         if progress < self.recipe.codebook.freeze:
             draw = random_numbers(self.recipe.seed, START, self.clock.step)
             revived = self.codebook.revive(vectors, draw)
-        return {"revived": revived, **usage(tokens, self.model.codebook_size)}
+        return {"revived": revived, **self._usage_of(tokens)}
+
+    def _usage_of(self, tokens: Tensor) -> dict[str, Any]:
+        """How evenly tokens are used. tokens: of any number of pictures."""
+        return usage(tokens, self.model.codebook_size)
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
@@ -142,7 +173,7 @@ class TokenizerTraining:
 
     @torch.no_grad()
     def measure(self, pictures: Tensor) -> dict[str, Any]:
-        """PSNR and code usage of the averaged model. pictures: uint8 [M, H, W, 3]."""
+        """PSNR and use of the tokens of the averaged model. pictures: uint8 [M, H, W, 3]."""
         model = self.average.model
         ratios, tokens = [], []
         for part in pictures.split(MEASURE_BATCH):
@@ -151,17 +182,16 @@ class TokenizerTraining:
             drawn = model.decode(codes, model.grid(*pixels.shape[2:]))
             ratios.append(psnr(to_uint8(drawn), to_uint8(pixels)))
             tokens.append(codes)
-        measured = usage(torch.cat(tokens), model.codebook_size)
+        measured = self._usage_of(torch.cat(tokens))
         return {"psnr": float(torch.cat(ratios).mean())} | {
             f"held_out_{name}": value for name, value in measured.items()
         }
 
-    def _usage(self, pictures: Tensor) -> dict[str, float]:
-        """Code usage of the averaged model. pictures: uint8 [M, H, W, 3]."""
-        model = self.average.model
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Tokens of the averaged model. pictures: uint8 [M, H, W, 3]."""
         parts = pictures.split(MEASURE_BATCH)
-        tokens = [model.encode(to_float(part.to(self.device))) for part in parts]
-        return usage(torch.cat(tokens), model.codebook_size)
+        encode = self.average.model.encode
+        return torch.cat([encode(to_float(part.to(self.device))) for part in parts])
 
     @torch.no_grad()
     def save_samples(self) -> None:
@@ -178,12 +208,11 @@ class TokenizerTraining:
         """Saves the averaged model and what it measures."""
         self.average.model.save_pretrained(self.output / "model")
         tested = self.measure(self.test_pictures)
-        trained = self._usage(self.train_pictures)
+        trained = self._usage_of(self._encode(self.train_pictures))
         measured = {
             "held_out_psnr": tested["psnr"],
             "held_out_pictures": len(self.test_pictures),
-            "train_usage": trained["usage"],
-            "train_perplexity": trained["perplexity"],
+            **{f"train_{name}": value for name, value in trained.items()},
         }
         self.save_samples()
         return measured
@@ -192,23 +221,28 @@ class TokenizerTraining:
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "clock": self.clock.state(),
-            "quantised": self.quantised,
+            "tokens": self._token_state(),
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
-            "codebook": self.codebook.state(),
             "optimiser": self.optimiser.state_dict(),
             "loss": self.loss.state(),
         }
+
+    def _token_state(self) -> dict[str, Any]:
+        return {"quantised": self.quantised, "codebook": self.codebook.state()}
+
+    def _restore_tokens(self, state: dict[str, Any]) -> None:
+        self.quantised = state["quantised"]
+        self.codebook.restore(state["codebook"])
 
     def _restore(self) -> None:
         state = load_checkpoint(self.output)
         if state is None:
             return
         self.clock.restore(state["clock"])
-        self.quantised = state["quantised"]
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
-        self.codebook.restore(state["codebook"])
+        self._restore_tokens(state["tokens"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.loss.restore(state["loss"])
 
