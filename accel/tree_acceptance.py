@@ -294,10 +294,9 @@ def _trunk_run(
         target = p.probabilities[:, first:end].gather(-1, tokens[..., None])[..., 0]
         passes = numbers * drawn < target
     else:
-        target = CategoricalLaw(probabilities=p.probabilities[:, first:end])
-        drawn = draft.q.rows(rows)
-        passes = numbers < rule.chance(target, drawn, tokens[..., None], column - 1)[..., 0]
-        cost = rule.bound(target, drawn, tokens, column - 1) * there
+        law, q = CategoricalLaw(probabilities=p.probabilities[:, first:end]), draft.q.rows(rows)
+        passes = numbers < rule.chance(law, q, tokens[..., None], column - 1)[..., 0]
+        cost = rule.bound(law, q, tokens, column - 1) * there
     return acceptance.leading_run(passes & there)[:, None], cost
 
 

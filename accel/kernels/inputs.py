@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_ar.accel.rules import Grouped, parse_rule
+from visual_ar.accel.rules import Grouped, Rule, parse_rule
 from visual_ar.sampling import CategoricalLaw, Sampling
 
 _WIDTH = 5
@@ -83,7 +83,7 @@ def random_codes(rule: str, vocabulary: int, seed: int = 0) -> Tensor | None:
         fp32 [V, 5] code vectors for grouped rules, int64 [V, at most 5] nearest codes for LANTERN.
     """
     parsed = parse_rule(rule)
-    if not parsed.compares_codes:
+    if not isinstance(parsed, Rule) or not parsed.compares_codes:
         return None
     draw = torch.Generator().manual_seed(seed)
     vectors = torch.rand(vocabulary, _WIDTH, generator=draw)

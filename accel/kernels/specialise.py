@@ -6,11 +6,12 @@ A structure of `rules.cuh` bears each rule's name; the kernel is compiled for on
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
+from visual_ar.accel.bit_rules import BitRule
 from visual_ar.accel.rules import (
     Exact,
     Grouped,
@@ -48,7 +49,7 @@ class KernelRule(NamedTuple):
     codes: Tensor | None = None
 
 
-def covers(rule: Rule) -> bool:
+def covers(rule: Rule | BitRule) -> TypeGuard[Rule]:
     """Whether the kernel has a rule."""
     return type(rule) in KERNEL_RULES
 
