@@ -33,6 +33,7 @@ from visual_ar.training.generator import (
     mislead,
     soft_cross_entropy,
 )
+from visual_ar.training.loop import Training
 from visual_ar.training.pictures import save_sheet
 from visual_ar.training.recipe import (
     DenoisingRecipe,
@@ -48,14 +49,13 @@ from visual_ar.training.state import (
     learning_rate,
     load_checkpoint,
     random_numbers,
-    save_checkpoint,
     update,
 )
 
 ORDER, START, MEASURE = 1, 2, 4  # streams of random numbers
 
 
-class DenoisingTraining:
+class DenoisingTraining(Training[DenoisingRecipe]):
     """One run; `train` goes on from the last checkpoint in `output`.
 
     The trained generator is looked for beside `output`, in the run that the recipe names.
@@ -106,19 +106,10 @@ class DenoisingTraining:
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
 
-    def train(self) -> dict[str, Any]:
-        """Trains to the end of the recipe and returns the measured quality."""
-        logging = self.recipe.logging
-        while self.clock.progress < 1:
-            row = self._step()
-            self.clock.step += 1
-            if self.clock.step % logging.measure == 0:
-                row["held_out"] = self.measure()
-            if self.clock.step % logging.row == 0:
-                self.log.write(row)
-            if self.clock.step % logging.checkpoint == 0:
-                save_checkpoint(self.output, self._state())
-        save_checkpoint(self.output, self._state())
+    def _look(self) -> dict[str, Any]:
+        return {"held_out": self.measure()}
+
+    def _finish(self) -> dict[str, Any]:
         self._save()
         return {
             "held_out_loss": self.measure(),

@@ -26,6 +26,7 @@ from visual_ar.sampling import Sampling, Warps, guide, warp
 from visual_ar.training.bundle import save_with_draft_head
 from visual_ar.training.codes import cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.loop import Training
 from visual_ar.training.recipe import DraftRecipe
 from visual_ar.training.state import (
     Average,
@@ -35,7 +36,6 @@ from visual_ar.training.state import (
     learning_rate,
     load_checkpoint,
     random_numbers,
-    save_checkpoint,
     update,
 )
 
@@ -58,7 +58,7 @@ class Lesson(NamedTuple):
     features: Tensor
 
 
-class DraftTraining:
+class DraftTraining(Training[DraftRecipe]):
     """One run; `train` goes on from the last checkpoint in `output`.
 
     The generator is looked for beside `output`, in the run that the recipe names.
@@ -97,19 +97,10 @@ class DraftTraining:
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
 
-    def train(self) -> dict[str, Any]:
-        """Trains to the end of the recipe and returns the measured quality."""
-        logging = self.recipe.logging
-        while self.clock.progress < 1:
-            row = self._step()
-            self.clock.step += 1
-            if self.clock.step % logging.measure == 0:
-                row |= self.measure()
-            if self.clock.step % logging.row == 0:
-                self.log.write(row)
-            if self.clock.step % logging.checkpoint == 0:
-                save_checkpoint(self.output, self._state())
-        save_checkpoint(self.output, self._state())
+    def _look(self) -> dict[str, Any]:
+        return dict(self.measure())
+
+    def _finish(self) -> dict[str, Any]:
         save_with_draft_head(self.pipe, self.average.model, self.output / "pipeline")
         measured = self.measure() | {"accepted_length": self.accepted_length(), "window": WINDOW}
         return measured | {"held_out_pictures": len(self.held_out)}

@@ -32,6 +32,7 @@ from visual_ar.training.bundle import save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
 from visual_ar.training.codes import Codes, Drawn, cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.loop import Training
 from visual_ar.training.pictures import save_sheet
 from visual_ar.training.recipe import GeneratorRecipe
 from visual_ar.training.state import (
@@ -43,7 +44,6 @@ from visual_ar.training.state import (
     learning_rate,
     load_checkpoint,
     random_numbers,
-    save_checkpoint,
     update,
 )
 from visual_ar.training.trunk import start_from
@@ -79,7 +79,7 @@ class Trained(nn.Module):
         return None if self.captions is None else self.captions.encoder
 
 
-class GeneratorTraining:
+class GeneratorTraining(Training[GeneratorRecipe]):
     """One run; `train` goes on from the last checkpoint in `output`.
 
     The trained tokenizer is looked for beside `output`, in the run that the recipe names.
@@ -162,20 +162,11 @@ class GeneratorTraining:
         place_codes(model, tokenizer.quantize.codebook().detach())
         return model
 
-    def train(self) -> dict[str, Any]:
-        """Trains to the end of the recipe and returns the measured quality."""
-        logging = self.recipe.logging
-        while self.clock.progress < 1:
-            row = self._step()
-            self.clock.step += 1
-            if self.clock.step % logging.measure == 0:
-                row["held_out"] = self.measure()
-                self.save_samples()
-            if self.clock.step % logging.row == 0:
-                self.log.write(row)
-            if self.clock.step % logging.checkpoint == 0:
-                save_checkpoint(self.output, self._state())
-        save_checkpoint(self.output, self._state())
+    def _look(self) -> dict[str, Any]:
+        self.save_samples()
+        return {"held_out": self.measure()}
+
+    def _finish(self) -> dict[str, Any]:
         self._save()
         self.save_samples()
         return {"held_out_loss": self.measure(), "held_out_pictures": len(self.held_out)}

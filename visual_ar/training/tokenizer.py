@@ -19,6 +19,7 @@ from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.quantizers import Quantized
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.codebook import CodebookUpkeep
+from visual_ar.training.loop import Training
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.pictures import save_sheet, shifted, to_float, to_uint8
 from visual_ar.training.recipe import TokenizerRecipe
@@ -30,7 +31,6 @@ from visual_ar.training.state import (
     learning_rate,
     load_checkpoint,
     random_numbers,
-    save_checkpoint,
     update,
 )
 
@@ -41,7 +41,7 @@ MEASURE_BATCH = 50
 SHEET_ROWS, SHEET_COLUMNS = 4, 12
 
 
-class TokenizerTraining:
+class TokenizerTraining(Training[TokenizerRecipe]):
     """One run; `train` goes on from the last checkpoint in `output`.
 
     What depends on the kind of tokens is in methods that `binary_tokenizer` replaces.
@@ -74,21 +74,9 @@ class TokenizerTraining:
         self.codebook = CodebookUpkeep(self.model.quantize, self.recipe.codebook)
         self.quantised = False
 
-    def train(self) -> dict[str, Any]:
-        """Trains to the end of the recipe and returns the measured quality."""
-        logging = self.recipe.logging
-        while self.clock.progress < 1:
-            row = self._step()
-            self.clock.step += 1
-            if self.clock.step % logging.measure == 0:
-                row |= self.measure(self.test_pictures)
-                self.save_samples()
-            if self.clock.step % logging.row == 0:
-                self.log.write(row)
-            if self.clock.step % logging.checkpoint == 0:
-                save_checkpoint(self.output, self._state())
-        save_checkpoint(self.output, self._state())
-        return self._finish()
+    def _look(self) -> dict[str, Any]:
+        self.save_samples()
+        return self.measure(self.test_pictures)
 
     def _batch(self) -> Tensor:
         """The pictures of this step, shifted at random: float [B, 3, H, W]."""
