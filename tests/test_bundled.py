@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
@@ -41,9 +42,9 @@ def features(pipe, method, seed, **options):
     return quarters.flatten(1)
 
 
-def test_there_are_two_models_with_cards():
+def test_the_models_have_cards():
     models = bundled()
-    assert set(models) >= {"emoji", "cifar10"}
+    assert set(models) >= {"emoji", "emoji-sjd2", "cifar10"}
     for folder in models.values():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
@@ -69,6 +70,24 @@ def test_exact_match_draws_the_sequential_emoji(emoji):
     output = emoji("red heart", seeds=5, output_type="tokens")
     assert torch.equal(output.tokens, expected.tokens)
     assert sum(output.stats.passes) < 0.8 * sum(expected.stats.passes)
+
+
+def test_the_draft_head_of_emoji_drafts_for_it(emoji):
+    emoji.scheduler = DraftHeadDecoding(window=5)
+    stats = emoji(["red heart", "grinning face"], seeds=0, output_type="tokens").stats
+    assert stats.lossless and stats.mean_accepted_length > 1.15
+
+
+def test_the_denoiser_of_emoji_draws_in_fewer_passes_from_the_law_of_emoji(emoji):
+    denoiser = VisualARPipeline.from_pretrained("emoji-sjd2")
+    denoiser.set_progress_bar_config(disable=True)
+    method, denoiser.scheduler = denoiser.scheduler, SequentialDecoding()
+    emoji.scheduler = SequentialDecoding()
+    asked = {"prompt": "red heart", "seeds": 0, "output_type": "tokens"}
+    assert torch.equal(denoiser(**asked).tokens, emoji(**asked).tokens)
+    denoiser.scheduler = method
+    stats = denoiser(**asked).stats
+    assert stats.lossless and sum(stats.passes) < 0.7 * 256
 
 
 @pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
