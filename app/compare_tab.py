@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from visual_ar import accel
 from visual_ar.app.acceptance_map import acceptance_map, legend
@@ -15,6 +16,7 @@ from visual_ar.app.controls import Controls
 from visual_ar.app.drawing import PREVIEW_SECONDS, progress
 from visual_ar.app.enlarge import enlarged
 from visual_ar.app.errors import sentences
+from visual_ar.app.files import as_file
 from visual_ar.app.page import DEVICE, main_button
 from visual_ar.app.settings import LONGEST_PROMPT, settings
 from visual_ar.app.shelf import Shelf
@@ -34,6 +36,8 @@ def compare(
 ) -> Iterator[tuple[Any, ...]]:
     """Yields the first picture, the second, their maps, legend, table, conclusion and slider.
 
+    Pictures are files that live until the next value is asked for.
+
     Args:
         shelf: holds the model.
         model: its name.
@@ -51,21 +55,22 @@ def compare(
     methods = {name: parse_method(name) for name in (first, second)}
     field = lanes(shelf.get(model), methods, settings(subject, 1, seed, *sampling))
     yield (*[None] * 4, "", None, "Reading the prompt; measuring windows that are not known.", None)
-    for _ in race(field, PREVIEW_SECONDS):
-        yield (*_board(field), gr.skip(), _standing(field), gr.skip())
-    told = f"**{conclusion(*field)}** {faster(*field)}"
-    board = _board(field)
-    yield (*board, table(*field), told, board[:2])
+    with TemporaryDirectory() as folder:
+        for _ in race(field, PREVIEW_SECONDS):
+            yield (*_board(field, Path(folder)), gr.skip(), _standing(field), gr.skip())
+        told = f"**{conclusion(*field)}** {faster(*field)}"
+        board = _board(field, Path(folder))
+        yield (*board, table(*field), told, board[:2])
 
 
-def _board(field: list[Lane]) -> tuple[Image.Image | str, ...]:
+def _board(field: list[Lane], folder: Path) -> tuple[str, ...]:
     """Both pictures, both maps in one scale of colours, and its legend."""
     shown = [lane.latest for lane in field if lane.latest is not None]
     stats = [preview.stats for preview in shown]
     passes = max(preview.step + 1 for preview in shown)
     return (
-        *[enlarged(preview.images()[0]) for preview in shown],
-        *[acceptance_map(one.acceptance_map[0], passes) for one in stats],
+        *[as_file(enlarged(preview.images()[0]), folder) for preview in shown],
+        *[as_file(acceptance_map(one.acceptance_map[0], passes), folder) for one in stats],
         legend(passes),
     )
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from visual_ar.accel.decoding import Decoding
+from visual_ar.app.files import as_file
 from visual_ar.app.methods import with_method
 from visual_ar.app.settings import Settings
 from visual_ar.cli.drawing import SETTINGS, Order, recipe
@@ -29,12 +30,12 @@ class Shown(NamedTuple):
     """What a page shows of a drawing.
 
     Attributes:
-        images: pictures, or in the end the PNG files of the complete ones, which live until the
-            next value is asked for.
+        images: PNG files, which live until the next value is asked for; in the end those of the
+            complete pictures with their recipes.
         status: a line about them.
     """
 
-    images: list[Image.Image] | list[str]
+    images: list[str]
     status: str
 
 
@@ -56,12 +57,13 @@ def drawing(
     previews = drawer.stream(**settings.call(pipe))
     yield Shown([], opening(method))
     shown = -float("inf")
-    for preview in previews:
-        if time.monotonic() - shown >= PREVIEW_SECONDS:
-            yield Shown(preview.images(), progress(preview))
-            shown = time.monotonic()
-    stats = preview.stats
     with TemporaryDirectory() as folder:
+        for preview in previews:
+            if time.monotonic() - shown >= PREVIEW_SECONDS:
+                files = [as_file(image, Path(folder)) for image in preview.images()]
+                yield Shown(files, progress(preview))
+                shown = time.monotonic()
+        stats = preview.stats
         files = write(preview.images(), drawer, model, settings, stats, Path(folder))
         yield Shown(files, summary(stats))
 

@@ -222,7 +222,7 @@ def test_a_base_that_does_not_fit_is_refused(runs: Path) -> None:
     metrics.write_text(json.dumps({"recipe": BASE | {"family": "nar"}}))
     with pytest.raises(ValueError, match="base must be of the family llamagen, got nar"):
         train(runs, "out")
-    metrics.write_text(json.dumps({"recipe": BASE | {"head": "bits"}}))
+    metrics.write_text(json.dumps({"recipe": BASE | {"head": "bits", "soft": 0}}))
     with pytest.raises(ValueError, match="base must have a categorical head, got head 'bits'"):
         train(runs, "out")
     metrics.write_text("{}")

@@ -399,6 +399,6 @@ def test_a_method_refuses_what_it_cannot_serve():
     backwards = replace(layout, order=layout.order.flip(0))
     with pytest.raises(ValueError, match="raster order"):
         SpeculativeJacobiDecoding(init="left").check(model, backwards)
-    model.capabilities = frozenset({"bits"})
+    model.capabilities = frozenset({"trees"})
     with pytest.raises(ValueError, match=r"needs a model with \['categorical'\]"):
         SequentialDecoding().check(model, layout)

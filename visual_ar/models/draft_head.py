@@ -159,9 +159,14 @@ class DraftHead(ModelMixin, ConfigMixin):
 
 
 def fingerprint(model: nn.Module) -> list[float]:
-    """Sixteen weights from all over a model: nearly alike in every dtype, unlike any other's."""
+    """Sixteen weights from all over a model: nearly alike in every dtype, unlike any other's.
+
+    A model that adds something to another (`delta_prefix`) has the other's.
+    """
+    added = getattr(model, "delta_prefix", None)
     named = sorted(model.named_parameters(), key=lambda pair: pair[0])
-    matrices = [parameter for _, parameter in named if parameter.ndim > 1]
+    own = [parameter for name, parameter in named if added is None or not name.startswith(added)]
+    matrices = [parameter for parameter in own if parameter.ndim > 1]
     values = []
     for probe in range(_PROBES):
         weight = matrices[probe * len(matrices) // _PROBES].detach().flatten()
