@@ -19,6 +19,7 @@ from visual_ar.tokenizers.vq import VQTokenizer
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 
 WORDS = ("red", "green", "apple", "tree")
 

@@ -1,11 +1,12 @@
 """The command line from outside: what it writes, prints and refuses, on tiny real pipelines."""
 
 import json
-import os
 import shlex
 import signal
-import threading
+import subprocess
+import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -298,20 +299,19 @@ def test_traceback_only_with_debug(folder):
 
 
 def test_interruption_leaves_only_whole_pictures(classes, folder):
-    def interrupt():
-        while not list(folder.glob("*.png")):
-            time.sleep(0.01)
-        while not over.is_set():  # Python drops an interrupt that falls into a destructor
-            os.kill(os.getpid(), signal.SIGINT)
-            over.wait(5)
-
-    over = threading.Event()
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    result = run("generate", "-m", classes, "-c", 0, "--count", 5000, "--batch", 1)
-    over.set()
-    thread.join()
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Interrupted.")
+    words = ("generate", "-m", classes, "-c", 0, "--count", 5000, "--batch", 1)
+    program = "from visual_ar.cli.main import main; main()"
+    said = folder.parent / "stderr"
+    with said.open("w") as stderr:
+        call = [sys.executable, "-c", program, *map(str, words)]
+        process = subprocess.Popen(call, cwd=folder, stderr=stderr)
+    while process.poll() is None and not list(folder.glob("*.png")):
+        time.sleep(0.05)
+    while process.poll() is None:  # Python drops an interrupt that falls into a destructor
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    assert (process.returncode, said.read_text().splitlines()[-1]) == (130, "Interrupted.")
     files = list(folder.iterdir())
     assert 0 < len(files) < 5000
     for file in files:
