@@ -1,7 +1,7 @@
 """Puts pictures into files that are written once; knows nothing but pictures.
 
 Gradio writes a picture that comes a second time over its own file, and a browser that loads it at
-that moment shows a broken one for good. Previews that do not differ from the last one are common.
+that moment may show a broken one for good. Previews that equal the last one are common.
 """
 
 from __future__ import annotations

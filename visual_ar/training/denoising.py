@@ -48,7 +48,9 @@ from visual_ar.training.state import (
     build_optimisers,
     learning_rate,
     load_checkpoint,
+    progress_state,
     random_numbers,
+    restore_progress,
     update,
 )
 
@@ -229,12 +231,9 @@ class DenoisingTraining(Training[DenoisingRecipe]):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "recipe": dataclasses.asdict(self.recipe),
             "base": self.fingerprint,
-            "clock": self.clock.state(),
             "denoiser": self.model.denoiser.state_dict(),
-            "average": self.average.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }
 
     def _restore(self) -> None:
@@ -246,11 +245,8 @@ class DenoisingTraining(Training[DenoisingRecipe]):
                 f"{self.output} must be a new folder: its checkpoint belongs to other weights of "
                 f"{self.recipe.base}"
             )
-        self.clock.restore(state["clock"])
         self.model.denoiser.load_state_dict(state["denoiser"])
-        self.average.model.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        restore_progress(state, self.clock, self.average, self.optimisers)
 
 
 def _start(base: LlamaGen, recipe: DenoisingRecipe) -> DenoisingLlamaGen:

@@ -8,7 +8,6 @@ later steps of a chain are trained on foretold states, as in decoding (Zhang et 
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,9 @@ from visual_ar.training.state import (
     build_optimisers,
     learning_rate,
     load_checkpoint,
+    progress_state,
     random_numbers,
+    restore_progress,
     update,
 )
 
@@ -176,22 +177,16 @@ class DraftTraining(Training[DraftRecipe]):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "recipe": dataclasses.asdict(self.recipe),
-            "clock": self.clock.state(),
             "head": self.head.state_dict(),
-            "average": self.average.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }
 
     def _restore(self) -> None:
         state = load_checkpoint(self.output)
         if state is None:
             return
-        self.clock.restore(state["clock"])
         self.head.load_state_dict(state["head"])
-        self.average.model.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        restore_progress(state, self.clock, self.average, self.optimisers)
 
 
 class UnrolledCache(KVCache):

@@ -7,7 +7,6 @@ that guidance works (Ho and Salimans 2022).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,9 @@ from visual_ar.training.state import (
     derived_seed,
     learning_rate,
     load_checkpoint,
+    progress_state,
     random_numbers,
+    restore_progress,
     update,
 )
 from visual_ar.training.trunk import start_from
@@ -253,22 +254,16 @@ class GeneratorTraining(Training[GeneratorRecipe]):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "recipe": dataclasses.asdict(self.recipe),
-            "clock": self.clock.state(),
             "trained": self.trained.state_dict(),
-            "average": self.average.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }
 
     def _restore(self) -> None:
         state = load_checkpoint(self.output)
         if state is None:
             return
-        self.clock.restore(state["clock"])
         self.trained.load_state_dict(state["trained"])
-        self.average.model.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        restore_progress(state, self.clock, self.average, self.optimisers)
 
 
 @torch.no_grad()

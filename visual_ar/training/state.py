@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -184,6 +185,31 @@ def _join(skeleton: dict[str, Any], file: Any) -> Any:
     if tag == "list":
         return [_join(v, file) for v in content]
     return content
+
+
+def progress_state(
+    recipe: Recipe, clock: Clock, average: Average[Any], optimisers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """What every checkpoint holds beside the weights that learn."""
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "clock": clock.state(),
+        "average": average.model.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+    }
+
+
+def restore_progress(
+    state: dict[str, Any],
+    clock: Clock,
+    average: Average[Any],
+    optimisers: list[torch.optim.Optimizer],
+) -> None:
+    """Goes on from what `progress_state` gave."""
+    clock.restore(state["clock"])
+    average.model.load_state_dict(state["average"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
 
 
 class Log:
