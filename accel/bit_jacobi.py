@@ -17,8 +17,8 @@ from torch import Tensor
 
 from visual_ar.accel import acceptance, bit_acceptance
 from visual_ar.accel.bit_rules import BitRule, corrected
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import LAWS, first_drafts
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.sampling import bit_uniforms, take_rows
 
 _TEST, _FRESH, _INITIAL = range(3)

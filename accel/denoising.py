@@ -28,10 +28,10 @@ from torch import Tensor
 
 from visual_ar.accel import acceptance
 from visual_ar.accel.chain import PassNumbers
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.initialise import first_drafts
 from visual_ar.accel.jacobi import JacobiBuffers
 from visual_ar.accel.rules import Exact
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import DenoisingModel, TokenModel

@@ -17,10 +17,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel.chain import PassNumbers, spent_on_run
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.head_memory import HeadMemory, check_draft_head
 from visual_ar.accel.rule import Rule
 from visual_ar.accel.rules import parse_rule
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel

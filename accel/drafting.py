@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from visual_ar.accel.decoding import DecodeState
+from visual_ar.accel.state import DecodeState
 from visual_ar.accel.tree import Tree
 from visual_ar.sampling import CategoricalLaw
 

@@ -14,10 +14,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.fused import draw_window
 from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.kernels.reference import Verdict
+from visual_ar.accel.state import DecodeState
 from visual_ar.sampling import Sampling
 
 

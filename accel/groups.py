@@ -15,7 +15,8 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.decoding import DecodeState, Decoding, Step
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel

@@ -18,8 +18,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.groups import GroupBuffers, GroupDecoding
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout

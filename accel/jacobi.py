@@ -18,13 +18,13 @@ from torch import Tensor
 from visual_ar.accel import acceptance, bit_jacobi
 from visual_ar.accel.bit_rules import BitRule, Bitwise
 from visual_ar.accel.chain import PassNumbers, spent_on_run
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.fused import verify_window
 from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.kernels.specialise import codes_of, covers
 from visual_ar.accel.rule import Rule
 from visual_ar.accel.rules import Exact, parse_rule
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel

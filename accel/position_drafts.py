@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel import acceptance
-from visual_ar.accel.decoding import DecodeState
 from visual_ar.accel.drafting import Draft, Drafter, Outcome
 from visual_ar.accel.initialise import LAWS, first_drafts
+from visual_ar.accel.state import DecodeState
 from visual_ar.accel.tree import Tree
 from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows, uniforms

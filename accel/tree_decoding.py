@@ -17,12 +17,12 @@ from torch import Tensor
 
 from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
 from visual_ar.accel.chain import ColumnNumbers
-from visual_ar.accel.decoding import DecodeState, Step
 from visual_ar.accel.drafters import parse_drafter
 from visual_ar.accel.drafting import Drafter, Outcome, Verdict
 from visual_ar.accel.host_copy import HostCopy
 from visual_ar.accel.rule import TokenRule
 from visual_ar.accel.rules import parse_rule
+from visual_ar.accel.state import DecodeState, Step
 from visual_ar.accel.tree import Tree, keep_path, shapes, visible
 from visual_ar.accel.tree_acceptance import judge
 from visual_ar.accel.window import WindowedDecoding, check_window

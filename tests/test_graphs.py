@@ -17,6 +17,7 @@ from visual_ar.accel.graphs import CapturedSteps, extent_for
 from visual_ar.accel.host_copy import OpenLength
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.accel.state import Step
 from visual_ar.engine import Engine
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyBitModel, ToyTokenModel, decode_all
@@ -252,7 +253,7 @@ def test_buffers_that_trade_places_keep_their_contents():
 
     def swap(state):
         state.length, state.passes = state.passes, state.length
-        return decoding.Step(state.tokens, state.tokens, state.passes, 1, state.done)
+        return Step(state.tokens, state.tokens, state.passes, 1, state.done)
 
     graphs._in_place(swap, state)
     assert state.length is length and state.passes is passes

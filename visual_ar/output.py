@@ -16,7 +16,8 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from visual_ar.accel.decoding import Decoding, Step
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.state import Step
 from visual_ar.layout import Layout
 from visual_ar.models.base import TokenModel
 from visual_ar.request import Request
