@@ -20,13 +20,8 @@ from visual_ar.training import load_recipe, run
 from visual_ar.training.bit_codes import DrawnBits, cached_bits, flip
 from visual_ar.training.generator import mislead
 from visual_ar.training.pictures import to_float
-from visual_ar.training.recipe import (
-    GeneratorRecipe,
-    Logging,
-    Recipe,
-    TokenizerRecipe,
-    bundled,
-)
+from visual_ar.training.recipe import GeneratorRecipe, Logging, Recipe, TokenizerRecipe
+from visual_ar.training.recipe_file import bundled
 from visual_ar.training.state import Log
 
 TOKENIZER = """

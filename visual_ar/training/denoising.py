@@ -35,12 +35,8 @@ from visual_ar.training.generator import (
 )
 from visual_ar.training.loop import Training
 from visual_ar.training.pictures import save_sheet
-from visual_ar.training.recipe import (
-    DenoisingRecipe,
-    GeneratorRecipe,
-    SamplingDefaults,
-    finished_recipe,
-)
+from visual_ar.training.recipe import DenoisingRecipe, GeneratorRecipe, SamplingDefaults
+from visual_ar.training.recipe_file import finished_recipe
 from visual_ar.training.state import (
     Average,
     Clock,

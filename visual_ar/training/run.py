@@ -25,10 +25,9 @@ from visual_ar.training.recipe import (
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
-    bundled,
     check_options,
-    load_recipe,
 )
+from visual_ar.training.recipe_file import bundled, load_recipe
 from visual_ar.training.state import write_json
 from visual_ar.training.tokenizer import TokenizerTraining
 
