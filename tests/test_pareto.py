@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset, digest, save
+from visual_ar.evaluation import pareto as pareto_module
 from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.pareto import WITH_DENOISING, WITH_HEAD, Asked, pareto, suite
 from visual_ar.evaluation.pareto_chart import save_chart, table, values
 from visual_ar.evaluation.quality import Features, choose, to_pixels
 from visual_ar.evaluation.speed import Schedule, parse_method
+from visual_ar.evaluation.workload import source
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.testing import ToyBitModel
 
@@ -130,7 +132,9 @@ def test_what_cannot_be_measured_is_refused(tiny_text_pipeline, dataset):
         measure(tiny_text_pipeline, bare)
 
 
-def test_the_command_writes_a_document_and_a_chart(tiny_text_pipeline, dataset, tmp_path):
+def test_the_command_writes_a_chart_and_draws_nothing_twice(
+    tiny_text_pipeline, dataset, tmp_path, monkeypatch
+):
     tiny_text_pipeline.save_pretrained(tmp_path / "tiny")
     save(dataset, tmp_path / "data")
     words = ["bench", "--device", "cpu", "--suite", "pareto", "--model", str(tmp_path / "tiny")]
@@ -143,6 +147,12 @@ def test_the_command_writes_a_document_and_a_chart(tiny_text_pipeline, dataset, 
     document = json.loads((tmp_path / "out" / "pareto.json").read_text())
     assert document["quality"]["prompts"] == 4
     assert (tmp_path / "out" / "pareto.png").stat().st_size > 0
+    monkeypatch.setattr(pareto_module, "source", lambda *given: source(*given)._replace(draw=None))
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0, again.output
+    same = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    for before, after in zip(document["methods"], same["methods"], strict=True):
+        assert after["quality"] == before["quality"]
 
 
 @pytest.mark.parametrize(

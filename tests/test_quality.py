@@ -97,6 +97,8 @@ def test_the_pictures_themselves_are_found(emoji):
     assert result["train"]["hit_rate_top_5"] == 1
     assert result["train"]["misses"] == []
     assert result["train"]["nearest_training_distance"] == pytest.approx(0, abs=1e-6)
+    noisy = emoji_retrieval(noise(), emoji, features(), prompts=20)
+    assert 0 <= result["train"]["distance_to_data"] < noisy["train"]["distance_to_data"]
 
 
 def test_held_out_tones_are_all_asked_for_and_far_from_the_training_set(emoji):

@@ -69,7 +69,11 @@ def pareto(
     schedule: "Schedule",
     as_json: bool,
 ) -> None:
-    """Runs the suite, writes pareto.json and pareto.png, prints the table or the document."""
+    """Runs the suite, writes pareto.json and pareto.png, prints the table or the document.
+
+    Features of drawn pictures are kept in the output folder: a suite that was killed measures the
+    speeds again, which belong into one run, and draws only what is missing for the quality.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -81,7 +85,8 @@ def pareto(
 
     with Progress(console=Console(stderr=True), disable=as_json) as bar:
         show = tracker(bar)
-        features = feature_network(pipe, suite.resolution, suite.batch, None, show)
+        keep = suite.output / "features"
+        features = feature_network(pipe, suite.resolution, suite.batch, keep, show)
         document = measure(
             pipe,
             model,

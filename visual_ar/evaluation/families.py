@@ -138,8 +138,9 @@ def measured_quality(
     drawn = source(pipe, pipe.scheduler)
     for dataset in datasets:
         if pipe.text_encoder is not None and dataset.items:
-            found = emoji_retrieval(drawn, dataset, features, count, seed)
-            return {f"hits in top {TOP}": found["train"][f"hit_rate_top_{TOP}"]}
+            found = emoji_retrieval(drawn, dataset, features, count, seed)["train"]
+            hits = {f"hits in top {TOP}": found[f"hit_rate_top_{TOP}"]}
+            return hits | {DISTANCE: found["distance_to_data"]}
         if pipe.config.class_names is not None and pipe.config.class_names == dataset.classes:
             found = cifar_frechet({"own": drawn}, dataset, features, count, seed, permutations=1)
             return {DISTANCE: found["methods"]["own"]}

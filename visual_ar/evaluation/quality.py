@@ -168,7 +168,8 @@ def emoji_retrieval(
 
     Returns:
         JSON-able: for "train" and "tone_test" the hit rate, the mean cosine distance to the
-        nearest training picture, and the prompts that missed.
+        nearest training picture, the Fréchet distance to the training pictures (None of a single
+        one), and the prompts that missed.
 
     Raises:
         ValueError: the set has no names or not that many training prompts.
@@ -177,6 +178,7 @@ def emoji_retrieval(
         raise ValueError(f"dataset must be the emoji set, got {dataset.name}")
     training = dataset.indices("train")
     reference = features.of_pictures(dataset.pictures)
+    data = statistics(reference[training])
     groups = dict(zip(dataset.prompts, dataset.groups, strict=True))
 
     def ask(asked: list[str], first_seed: int, what: str) -> dict[str, Any]:
@@ -189,6 +191,9 @@ def emoji_retrieval(
             "prompts": len(asked),
             f"hit_rate_top_{TOP}": found.hit_rate,
             "nearest_training_distance": nearest.nearest_distance,
+            "distance_to_data": (
+                frechet_distance(*statistics(drawn), *data) if len(asked) > 1 else None
+            ),
             "misses": [
                 name for name, hit in zip(asked, found.hits.tolist(), strict=True) if not hit
             ],

@@ -38,7 +38,7 @@ def render_families(document: dict[str, Any]) -> RenderableType:
         table = _table("families", *names)
         for row in rows:
             first = row["batches"][0]
-            quality = ", ".join(f"{v:.3g}" for v in (row["quality"] or {}).values())
+            quality = ", ".join(f"{v:.3g}" for _, v in sorted((row["quality"] or {}).items()))
             table.add_row(
                 f"{row['model']} {row['method'].removesuffix('Decoding')}",
                 f"{row['parameters'] / 1e6:.2f}",
