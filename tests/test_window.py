@@ -1,6 +1,7 @@
 """The choice of a window: its arithmetic, its measurement on a real engine, and its store."""
 
 import json
+from itertools import chain, count
 
 import pytest
 import torch
@@ -25,26 +26,57 @@ def store(tmp_path, monkeypatch):
     return tmp_path / "visual_ar" / "windows.json"
 
 
-def test_the_window_with_the_most_tokens_per_second_wins():
-    runs = [1, 2, 4, 8, 5]
-    assert window.fastest_window({1: 1.0, 4: 1.0, 8: 1.0}, runs) == 8
-    assert window.fastest_window({1: 1.0, 4: 2.0, 8: 4.0}, runs) == 4  # 1, 3/2 and 4/4 tokens
-    assert window.fastest_window({1: 1.0, 4: 3.5, 8: 9.0}, runs) == 1
-    assert window.fastest_window({2: 1.0, 8: 1.0}, [1, 1, 1]) == 2  # a tie takes the narrower
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ([1, 2, 3, 4, 5], 16),
+        ([5, 4, 3, 2, 1], 1),
+        ([1, 2, 5, 4, 3], 4),
+        ([1, 2, 3, 4, 3], 8),
+        ([1, 1, 1, 1, 1], 4),
+    ],
+)
+def test_the_window_with_the_most_tokens_a_second_wins(rates, best):
+    asked = []
+    by_window = dict(zip((1, 2, 4, 8, 16), rates, strict=True))
+
+    def rate(width):
+        asked.append(width)
+        return by_window[width]
+
+    assert window.fastest_window(list(by_window), rate) == best
+    assert len(set(asked)) == len(asked)  # each is decoded once
 
 
-def test_measuring_times_every_candidate_and_counts_real_runs(pictures):
-    costs, runs = window.measure(SpeculativeJacobiDecoding(), *pictures)
-    assert list(costs) == [1, 2, 4, 8, 12, 16]  # no wider than the 20 tokens of the picture
-    assert all(cost > 0 for cost in costs.values())
-    assert sum(runs) == 2 * 20 and max(runs) > 1
+def test_a_single_candidate_is_not_measured():
+    assert window.fastest_window([1], lambda width: pytest.fail("measured")) == 1
+
+
+def test_rates_are_of_passes_with_the_window_itself(pictures, monkeypatch):
+    """With a clock that ticks once a reading, tokens a second are tokens a pass."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(window.time, "perf_counter", lambda: next(ticks))
+    rates = {
+        width: window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, None, width)
+        for width in (1, 2, 16)
+    }
+    assert rates[1] == 2  # one token of each of two pictures
+    assert rates[1] < rates[2] < rates[16]
+    stats = decode_all(SpeculativeJacobiDecoding(window=16), *pictures)[1]
+    assert rates[16] == pytest.approx(2 * 20 / len(stats))
+
+
+def test_a_pass_that_was_interrupted_does_no_harm(pictures, monkeypatch):
+    readings = chain([0, 1, 1, 2, 2, 3, 3, 400], count(400))  # the fourth pass takes 397
+    monkeypatch.setattr(window.time, "perf_counter", lambda: next(readings))
+    assert window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, None, 1) == 2
 
 
 def test_a_measured_window_is_kept_and_used(pictures, store, monkeypatch):
     method = SpeculativeJacobiDecoding()
     chosen = method.choose_window(*pictures)
     assert list(json.loads(store.read_text()).values()) == [chosen]
-    monkeypatch.setattr(window, "measure", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(window, "tokens_a_second", lambda *_: pytest.fail("measured twice"))
     assert method.choose_window(*pictures) == chosen
     assert SpeculativeJacobiDecoding(window=3).choose_window(*pictures) == 3
 
@@ -52,7 +84,7 @@ def test_a_measured_window_is_kept_and_used(pictures, store, monkeypatch):
 def test_methods_and_batches_have_windows_of_their_own(pictures, store, monkeypatch):
     model, layout, _, sampling = pictures
     widths = iter([2, 4, 8])
-    monkeypatch.setattr(window, "measure", lambda *_: ({next(widths): 1.0}, [1]))
+    monkeypatch.setattr(window, "fastest_window", lambda *_: next(widths))
     assert SpeculativeJacobiDecoding().choose_window(*pictures) == 2
     assert ExactMatchJacobiDecoding().choose_window(*pictures) == 4
     unguided = model.condition([0, 1], False)
