@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from visual_ar import loading
+from visual_ar import assets, loading
+from visual_ar.cli.info import model
 from visual_ar.pipeline import VisualARPipeline
+from visual_ar.training.bundle import share
 
 MODEL, TOKENIZER = "model/diffusion_pytorch_model.safetensors", "image_tokenizer/config.json"
 
@@ -36,6 +38,53 @@ def test_a_bundled_name_stands_for_its_folder(folder, monkeypatch):
     pipe = VisualARPipeline.from_pretrained("tiny")
     assert pipe.config.class_names == ["cat", "dog", "frog"]
     assert not pipe.model.training
+
+
+@pytest.fixture
+def sharing(tiny_pipeline, folder, tmp_path, monkeypatch):
+    """A pipeline whose tokenizer is that of the one in `folder`, known as "base"."""
+    monkeypatch.setattr(loading, "bundled", lambda: {"base": folder})
+    path = tmp_path / "sharing"
+    tiny_pipeline.save_pretrained(path)
+    share(path, "image_tokenizer", "base")
+    return path
+
+
+def test_a_shared_component_comes_from_where_it_is_held(sharing, folder, tmp_path):
+    assert not (sharing / "image_tokenizer").exists()
+    pipe, base = (VisualARPipeline.from_pretrained(path) for path in (sharing, folder))
+    theirs = base.image_tokenizer.state_dict()
+    for key, value in pipe.image_tokenizer.state_dict().items():
+        assert torch.equal(value, theirs[key])
+    half = VisualARPipeline.from_pretrained(sharing, dtype=torch.bfloat16)
+    assert half.image_tokenizer.dtype == half.model.dtype == torch.bfloat16
+    pipe.save_pretrained(tmp_path / "whole")
+    assert "_shared" not in json.loads((tmp_path / "whole" / "model_index.json").read_text())
+    VisualARPipeline.from_pretrained(tmp_path / "whole")
+
+
+def test_a_shared_component_is_told(sharing, folder, monkeypatch):
+    monkeypatch.setattr(assets, "bundled", lambda: {"base": folder})
+    told, own = (model(str(path))["components"]["image_tokenizer"] for path in (sharing, folder))
+    assert told == own | {"shared with": "base"}
+
+
+def test_a_shared_component_with_other_weights_is_refused(sharing, folder, tiny_pipeline):
+    weights = folder / "image_tokenizer" / "diffusion_pytorch_model.safetensors"
+    edit_weights(weights, lambda state: state["quantize.embedding.weight"].add_(1))
+    with pytest.raises(ValueError, match=r"image_tokenizer of 'base' must have the weights that"):
+        VisualARPipeline.from_pretrained(sharing)
+    tiny_pipeline.save_pretrained(sharing)
+    with pytest.raises(ValueError, match=r"image_tokenizer must have the weights of 'base'"):
+        share(sharing, "image_tokenizer", "base")
+    assert (sharing / "image_tokenizer").is_dir()
+
+
+@pytest.mark.parametrize("entry", [[], {"image_tokenizer": "base"}, {"colours": ["base", "1"]}])
+def test_a_damaged_note_of_what_is_shared_is_refused(folder, entry):
+    edit_json(folder / "model_index.json", _shared=entry or ["base"])
+    with pytest.raises(ValueError, match=r"_shared in .*model_index\.json must"):
+        VisualARPipeline.from_pretrained(folder)
 
 
 def test_the_modules_of_the_components_need_not_be_imported_before(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Finds a saved pipeline by name and checks its files, before anything is built from them.
 
-A folder may also hold only what is added to the model of another pipeline, its base.
+A folder may also hold only what is added to the model of another pipeline, its base, and it may
+name another pipeline that holds a component for both.
 
 Only safetensors and JSON are read. Knows the file layout of diffusers; knows no family.
 """
@@ -28,6 +29,7 @@ from visual_ar.assets import bundled
 
 INDEX = "model_index.json"
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
+SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprint of its weights]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # never pickles, never code
 
@@ -96,13 +98,64 @@ def check(folder: Path, pipeline: str) -> None:
         raise ValueError(
             f"{folder / INDEX} must describe a {pipeline}, got {index.get('_class_name')!r}"
         )
+    elsewhere = shared(folder)
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
+            if name in elsewhere:
+                continue
             if not (folder / name).is_dir():
                 raise ValueError(f"the model folder {str(folder)!r} must hold a folder {name}")
             component = _component(folder, name, *entry)
             if issubclass(component, ModelMixin):
                 _check_weights(folder / name, component)
+
+
+class Shared(NamedTuple):
+    """A component that another pipeline holds.
+
+    Attributes:
+        base: name of that pipeline.
+        fingerprint: of the component's weights.
+        component: its class.
+    """
+
+    base: str
+    fingerprint: str
+    component: Any
+
+    def load(self, folder: Path, dtype: torch.dtype | None) -> Any:
+        """The component out of its folder.
+
+        Raises:
+            ValueError: it has other weights there, or its files are damaged.
+        """
+        _check_weights(folder, self.component)
+        _check_fingerprint(folder, self.base, self.fingerprint)
+        return self.component.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+
+
+def shared(folder: Path) -> dict[str, Shared]:
+    """The components of a saved pipeline that others hold, by name.
+
+    Raises:
+        ValueError: the index does not say where they are.
+    """
+    path = folder / INDEX
+    index = _read_json(path, f"a model folder must hold {INDEX}")
+    entries = index.get(SHARED, {})
+    if not isinstance(entries, dict):
+        raise ValueError(f"{SHARED} in {path} must name components, got {entries!r}")
+    found = {}
+    for name, entry in entries.items():
+        kind = index.get(name)
+        texts = [*entry, *kind] if isinstance(entry, list) and isinstance(kind, list) else []
+        if len(texts) != 4 or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{SHARED} in {path} must give a pipeline and a fingerprint for a component, "
+                f"got {entry!r} for {name!r}"
+            )
+        found[name] = Shared(*texts[:2], _component(folder, name, *texts[2:]))
+    return found
 
 
 class Delta(NamedTuple):
@@ -181,11 +234,15 @@ def fingerprint(folder: Path) -> str:
 
 def check_base(delta: Delta, folder: Path) -> None:
     """Raises ValueError unless the pipeline in `folder` has the weights that `delta` adds to."""
-    found = fingerprint(folder / "model")
-    if found != delta.fingerprint:
+    _check_fingerprint(folder / "model", delta.base, delta.fingerprint)
+
+
+def _check_fingerprint(folder: Path, base: str, expected: str) -> None:
+    found = fingerprint(folder)
+    if found != expected:
         raise ValueError(
-            f"the model of {delta.base!r} must have the weights that this one was trained from, "
-            f"of fingerprint {delta.fingerprint[:12]}, got {found[:12]}; train its recipe again"
+            f"the {folder.name} of {base!r} must have the weights that this one was trained with, "
+            f"of fingerprint {expected[:12]}, got {found[:12]}; train its recipe again"
         )
 
 

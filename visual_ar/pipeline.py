@@ -134,7 +134,7 @@ class VisualARPipeline(DiffusionPipeline):
 
         Args:
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
-                What only adds to another pipeline brings that one along.
+                What only adds to another pipeline, or shares a component of it, finds that one.
             dtype: of the weights; by default float32.
             revision: branch, tag or commit on the hub.
             token: for hub repositories that are not public.
@@ -154,8 +154,13 @@ class VisualARPipeline(DiffusionPipeline):
             pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
             return pipe
         loading.check(folder, cls.__name__)
+        borrowed = {
+            name: part.load(loading.find(part.base, None, token, local_files_only) / name, dtype)
+            for name, part in loading.shared(folder).items()
+        }
         pipe = super().from_pretrained(
             str(folder),
+            **borrowed,
             dtype=dtype,
             use_safetensors=True,
             low_cpu_mem_usage=is_accelerate_available(),

@@ -71,22 +71,29 @@ def model(name: str) -> dict[str, Any]:
     """
     from visual_ar.assets import bundled
 
-    folder = bundled().get(name, Path(name))
+    known = bundled()
+    folder = known.get(name, Path(name))
     if not (folder / "model_index.json").is_file():
-        known = ", ".join(bundled()) or "none"
+        names = ", ".join(known) or "none"
         raise FileNotFoundError(
-            f"model must be bundled ({known}) or a folder with model_index.json, got {name!r}"
+            f"model must be bundled ({names}) or a folder with model_index.json, got {name!r}"
         )
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = {key: value for key, value in index.items() if not key.startswith("_")}
     components = {key: value[1] for key, value in parts.items() if _is_component(value)}
+    shared = index.get("_shared", {})
+
+    def described(key: str, value: str) -> dict[str, Any]:
+        if key not in shared:
+            return {"class": value, "parameters": parameters(folder / key)}
+        base = shared[key][0]
+        count = parameters(known.get(base, Path(base)) / key)
+        return {"class": value, "parameters": count, "shared with": base}
+
     return {
         "name": name,
         "path": str(folder),
-        "components": {
-            key: {"class": value, "parameters": parameters(folder / key)}
-            for key, value in components.items()
-        },
+        "components": {key: described(key, value) for key, value in components.items()},
         "settings": {key: value for key, value in parts.items() if key not in components},
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }

@@ -140,6 +140,30 @@ def save_delta(
     _replace(beside, output)
 
 
+def share(folder: Path, name: str, base: str) -> None:
+    """Lets a saved pipeline use a component of another one instead of its own copy.
+
+    Args:
+        folder: of the pipeline; its copy is deleted.
+        name: of the component, which must have weights.
+        base: name of the other pipeline, by which it will be found.
+
+    Raises:
+        ValueError: the two components differ.
+        FileNotFoundError: there is no such pipeline.
+    """
+    theirs = loading.find(base, None, None, offline=True) / name
+    own, other = (loading.fingerprint(path) for path in (folder / name, theirs))
+    if own != other or not (folder / name).is_dir():
+        raise ValueError(f"{name} must have the weights of {base!r}, {other[:12]}, got {own[:12]}")
+    index = json.loads((folder / loading.INDEX).read_text())
+    index[loading.SHARED] = index.get(loading.SHARED, {}) | {name: [base, own]}
+    beside = folder / f"{loading.INDEX}.part"
+    beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    os.replace(beside, folder / loading.INDEX)
+    shutil.rmtree(folder / name)
+
+
 def _replace(beside: Path, output: Path) -> None:
     """Moves every part of a folder into another one."""
     output.mkdir(parents=True, exist_ok=True)
