@@ -311,9 +311,9 @@ def _option_controls(method: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def about_method(pipe: VisualARPipeline, method: str, values: dict[str, Any]) -> str:
-    """A sentence on the method, and whether it keeps the model's law with these options."""
+    """A sentence on the method, and whether it can serve the model and keeps its law like this."""
     try:
-        law = methods.verdict(methods.make(method, values, pipe.scheduler))
+        law = methods.verdict(methods.make(method, values, pipe.scheduler), pipe)
     except ValueError as error:
-        law = f"These options do not fit: {error}"
+        law = f"This does not fit: {error}"
     return f"{methods.about(method)} **{law}**"

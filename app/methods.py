@@ -105,8 +105,15 @@ def with_method(pipe: VisualARPipeline, method: Decoding) -> VisualARPipeline:
     return VisualARPipeline(**parts, **rest)
 
 
-def verdict(method: Decoding) -> str:
-    """Says whether a method keeps the model's law."""
+def verdict(method: Decoding, pipe: VisualARPipeline) -> str:
+    """Says whether a method keeps the law of a pipeline's model.
+
+    Raises:
+        ValueError: it cannot serve the model, its decode order or its tokenizer.
+    """
+    tokenizer = pipe.image_tokenizer
+    layout = pipe.model.layout(tokenizer.grid(pipe.config.height, pipe.config.width))
+    method.check(pipe.model, layout, tokenizer)
     if method.lossless:
         return "lossless=True: pictures follow the model's own law."
     return "lossless=False: pictures no longer follow the model's law exactly."

@@ -10,6 +10,7 @@ from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.app import methods
+from visual_ar.app.controls import about_method
 
 
 @pytest.mark.parametrize("name", accel.METHODS)
@@ -64,10 +65,26 @@ def test_what_a_method_refuses_is_refused(method, values, message):
         methods.make(method, values, SequentialDecoding())
 
 
-def test_a_verdict_says_whether_the_law_is_kept():
-    assert "lossless=True" in methods.verdict(SequentialDecoding())
+def test_a_verdict_says_whether_the_law_is_kept(tiny_pipeline):
+    assert "lossless=True" in methods.verdict(SequentialDecoding(), tiny_pipeline)
     lossy = SpeculativeJacobiDecoding(rule="omega/omega=1.2")
-    assert "lossless=False" in methods.verdict(lossy)
+    assert "lossless=False" in methods.verdict(lossy, tiny_pipeline)
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("hybrid", "needs a model with a draft model"),
+        ("denoising", "the capability 'denoising'"),
+        ("draft-head", "draft head"),
+    ],
+)
+def test_a_method_that_the_model_cannot_have_is_told_before_it_is_asked_for(
+    method, what, tiny_pipeline
+):
+    told = about_method(tiny_pipeline, method, {})
+    assert "This does not fit: " in told and what in told
+    assert "lossless=" not in told
 
 
 def test_another_method_shares_the_weights_and_leaves_the_pipeline_alone(tiny_pipeline):
