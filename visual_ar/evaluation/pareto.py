@@ -38,6 +38,8 @@ SUITE = (
     "jacobi:window=32,rule=lantern++",
     "jacobi:window=32,rule=typical",
     "tree:window=16,tree=4x2",
+    "tree:window=32,tree=8x2",
+    "tree:window=32,tree=8x2,rule=omega/omega=1.5",
     "tree:window=8,tree=32",
     "tree-spatial",
     "tree-adaptive",
