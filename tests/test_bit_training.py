@@ -201,6 +201,8 @@ def _shortened(name: str) -> Recipe:
     short = {"steps": 2, "minutes": None, "batch": 4, "logging": Logging(1, 2, 2)}
     if isinstance(recipe, TokenizerRecipe):
         sizes = recipe.model | {"channels": 4, "norm_groups": 2}
+        if "codebook_size" in sizes:
+            sizes["codebook_size"] = 16
         return replace(recipe, **short, model=sizes)
     assert isinstance(recipe, GeneratorRecipe)
     return replace(
@@ -217,13 +219,17 @@ def test_every_bundled_recipe_of_bits_trains_and_draws(
 ) -> None:
     names = [name for name in bundled() if "binary" in name or "wide" in name]
     assert len(names) == 5
+    names = ["emoji_tokenizer", "emoji", *names]
     module = import_module("visual_ar.training.run")
     monkeypatch.setattr(module, "load_recipe", lambda name, _: _shortened(name))
     for name in names:
         quality = run(name, data, tmp_path / name)["quality"]
         assert all(np.isfinite(value).all() for value in quality.values()), name
-        if name.endswith("tokenizer"):
+        if name.endswith("tokenizer") or name == "emoji":
             continue
+        text = "text_encoder/diffusion_pytorch_model.safetensors"
+        ours, trunks = (load_file(tmp_path / run / "pipeline" / text) for run in (name, "emoji"))
+        assert all(torch.equal(value, trunks[key]) for key, value in ours.items())
         pipe = VisualARPipeline.from_pretrained(tmp_path / name / "pipeline")
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = SpeculativeJacobiDecoding(window=2)
@@ -237,6 +243,7 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
         (TOKENIZER.replace('"bsq"', '"sign"'), "quantizer must be one of lfq, .* got 'sign'"),
         (GENERATOR.replace('head = "bits"', 'head = "bit"'), "head must be one of categorical"),
         (GENERATOR.replace("flip = 0.2", "soft = 0.1"), "soft must be 0 with head 'bits'"),
+        (GENERATOR.replace("flip = 0.2", "frozen_text = true"), "frozen_text needs a trunk"),
         (GENERATOR.replace('head = "bits"', ""), "flip must be 0 with head 'categorical'"),
         (
             GENERATOR.replace('head = "bits"', 'head = "bits"\nfamily = "nar"'),

@@ -15,6 +15,7 @@ from torch import nn
 from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.data.dataset import Dataset, digest, load, save
+from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
@@ -305,7 +306,7 @@ def test_a_trunk_gives_every_head_its_head_and_leading_parts() -> None:
     nn.init.normal_(trunk.model.output.weight)
     nn.init.normal_(trunk.model.norm.weight)
     state = trunk.state_dict()
-    start_from(model, state)
+    start_from(model, state, same_tokens=True)
     for head, norm in zip(model.model.outputs, model.model.norms, strict=True):
         assert torch.equal(head.weight, trunk.model.output.weight)
         assert torch.equal(norm.weight, trunk.model.norm.weight)
@@ -315,7 +316,21 @@ def test_a_trunk_gives_every_head_its_head_and_leading_parts() -> None:
         assert torch.equal(ours.feed_forward.w2.weight, theirs.feed_forward.w2.weight[:, :24])
     del state["model.norm.weight"]
     with pytest.raises(ValueError, match=r"trunk must have the parameter model\.norm\.weight"):
-        start_from(model, state)
+        start_from(model, state, same_tokens=True)
+
+
+@pytest.mark.parametrize("family", [BitLlamaGen, SubcodeLlamaGen])
+def test_a_trunk_of_other_tokens_gives_all_but_what_knows_them(family) -> None:
+    torch.manual_seed(0)
+    options = {"dim": 16, "n_head": 2, "n_layer": 2, "grid_size": 2, "num_classes": 3}
+    trunk, model = nn.Module(), nn.Module()
+    trunk.model, model.model = LlamaGen(vocab_size=8, **options), family(bits=8, **options)
+    nn.init.normal_(trunk.model.output.weight)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    start_from(model, trunk.state_dict(), same_tokens=False)
+    for key, value in model.state_dict().items():
+        of_tokens = key.startswith(("model.tok_embeddings.", "model.output."))
+        assert torch.equal(value, before[key] if of_tokens else trunk.state_dict()[key]), key
 
 
 def test_a_generator_needs_its_tokenizer(data: Path, tmp_path: Path) -> None:

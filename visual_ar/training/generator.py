@@ -123,12 +123,15 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
         self.trained = Trained(model, captions).to(device).train()
-        self.parameters = list(self.trained.parameters())
+        if captions is not None and recipe.frozen_text:
+            captions.requires_grad_(False)
+        self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
         if recipe.trunk:
-            start_from(self.trained, _trunk(output.parent / recipe.trunk))
+            trunk = _trunk(output.parent / recipe.trunk)
+            start_from(self.trained, trunk, same_tokens=recipe.head == "categorical")
         elif captions is not None:
             start_captions(
                 captions,
@@ -185,7 +188,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             given = self.conditions.vary(indices, self.trained.text_encoder, draw)
             loss = total = _loss(self.trained.model, drawn, given, drop)
-        if self.trained.captions is not None:
+        if self.trained.captions is not None and not recipe.frozen_text:
             foretold = self.trained.captions.loss(given.given, indices)
             total = total + recipe.captions.weight * foretold
         total.backward()

@@ -197,6 +197,7 @@ class GeneratorRecipe(Recipe):
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
         text: arguments of the text encoder; None for a class-conditional generator.
+        frozen_text: the text encoder stays that of the trunk, so that a bundle can share it.
         captions: how the text encoder is started; no use without `text`.
         alias: chance that a prompt is replaced by another name of its picture.
         drop: chance that the condition is left out, for guidance.
@@ -217,6 +218,7 @@ class GeneratorRecipe(Recipe):
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
     text: dict[str, Any] | None = None
+    frozen_text: bool = False
     captions: Captions = field(default_factory=Captions)
     alias: float = 0.0
     drop: float = 0.1
@@ -240,6 +242,8 @@ class GeneratorRecipe(Recipe):
                 f"{self.name}: head must be 'categorical' with family {self.family!r}, "
                 f"got {self.head!r}"
             )
+        if self.frozen_text and not (self.trunk and self.text):
+            raise ValueError(f"{self.name}: frozen_text needs a trunk and a text encoder")
         unused = "flip" if self.head == "categorical" else "soft"
         if getattr(self, unused):
             raise ValueError(
