@@ -154,7 +154,8 @@ def shared(folder: Path) -> dict[str, Shared]:
                 f"{SHARED} in {path} must give a pipeline and a fingerprint for a component, "
                 f"got {entry!r} for {name!r}"
             )
-        found[name] = Shared(*texts[:2], _component(folder, name, *texts[2:]))
+        base, weights, module, class_name = texts
+        found[name] = Shared(base, weights, _component(folder, name, module, class_name))
     return found
 
 
