@@ -1,10 +1,13 @@
 """The bundled models: they load, draw what is asked, and fast methods draw from the same law."""
 
+import copy
+
 import pytest
 import torch
 
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.assets import bundled
@@ -44,7 +47,7 @@ def features(pipe, method, seed, **options):
 
 def test_the_models_have_cards():
     models = bundled()
-    assert set(models) >= {"emoji", "emoji-sjd2", "cifar10"}
+    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10"}
     for folder in models.values():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
@@ -88,6 +91,23 @@ def test_the_denoiser_of_emoji_draws_in_fewer_passes_from_the_law_of_emoji(emoji
     denoiser.scheduler = method
     stats = denoiser(**asked).stats
     assert stats.lossless and sum(stats.passes) < 0.7 * 256
+
+
+def test_the_parallel_emoji_model_draws_in_31_passes_and_drafts_for_the_other(emoji):
+    parallel = VisualARPipeline.from_pretrained("emoji-nar")
+    parallel.set_progress_bar_config(disable=True)
+    asked = {"prompt": ["red heart", "grinning face"], "seeds": 0, "output_type": "pt"}
+    output = parallel(**asked)
+    assert output.stats.passes == [31, 31]
+    red, yellow = output.images.mean(dim=(2, 3))
+    assert red[0] > red[1:].max() + 0.2  # on a white ground
+    assert yellow[:2].min() > yellow[2] + 0.1
+    hybrid = copy.copy(emoji)
+    hybrid.draft_with(parallel)
+    hybrid.scheduler = HybridDecoding(window=16)
+    stats = hybrid(**asked).stats
+    assert stats.lossless and max(stats.passes) < 0.9 * 256
+    hybrid.draft_with(None)
 
 
 @pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])

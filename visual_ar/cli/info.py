@@ -94,7 +94,11 @@ def model(name: str) -> dict[str, Any]:
         "name": name,
         "path": str(folder),
         "components": {key: described(key, value) for key, value in components.items()},
-        "settings": {key: value for key, value in parts.items() if key not in components},
+        "settings": {
+            key: value
+            for key, value in parts.items()
+            if key not in components and value != [None, None]  # a component that it does without
+        },
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }
 
