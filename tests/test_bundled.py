@@ -47,7 +47,7 @@ def features(pipe, method, seed, **options):
 
 def test_the_models_have_cards():
     models = bundled()
-    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10"}
+    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10", "cifar10-nar"}
     for folder in models.values():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
