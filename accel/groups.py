@@ -32,12 +32,14 @@ class GroupBuffers:
         start: int64 [N + 1], first rank to feed before rank r is predicted: that of the group
             before the group of r, -1 for the first group; at N, that of the last group.
         end: int64 [N + 1], `Layout.group_end`; N at N.
+        widths: for every length, ranks that a pass needs: of the group fed and of the next one.
         sources: int64 [N + W, A], `Layout.sources`, at least -1.
         hidden: [R, 1 + N + W, A, D], hidden states of rank r at 1 + r.
     """
 
     start: Tensor
     end: Tensor
+    widths: list[int]
     sources: Tensor
     hidden: Tensor
 
@@ -51,9 +53,12 @@ class GroupBuffers:
         last, full = first[-1:], layout.group_end[-1:]
         spare = layout.sources.new_full((state.window, ways), -1)
         width, rows = state.tokens.shape[1], len(state.root)
+        start, end = torch.cat([before, last]), torch.cat([layout.group_end, full])
+        lengths = torch.arange(len(end), device=device)
         return cls(
-            start=torch.cat([before, last]),
-            end=torch.cat([layout.group_end, full]),
+            start=start,
+            end=end,
+            widths=torch.maximum(lengths - start, end - lengths).tolist(),
             sources=torch.cat([layout.sources, spare]).clamp(min=-1),
             hidden=torch.zeros(
                 rows,
@@ -150,16 +155,16 @@ class GroupDecoding(Decoding):
         else:
             u = uniforms(seed, ranks, attempt)[0]
         committed = self.commit_group(state, law.sample(u))
-        return state.report(committed, state.window)
+        return state.report(committed, ranks.shape[1])
 
     def next_laws(self, state: DecodeState) -> tuple[Any, Tensor]:
-        """Feeds the group before the next one, and returns the laws [B, W] and their ranks.
+        """Feeds the group before the next one, and returns the laws [B, w] and their ranks.
 
-        Ranks are int64 [B, W], of the next group and, where it is smaller than the window, some
-        more, whose laws mean nothing.
+        Ranks are int64 [B, w], of the next group and, where it is smaller than w, some more, whose
+        laws mean nothing. w is the window, or on a CPU what the pictures need in this pass.
         """
         buffers: GroupBuffers = state.method
-        offsets = torch.arange(state.window, device=state.length.device)
+        offsets = torch.arange(self._width(state), device=state.length.device)
         fed = buffers.start[state.length][:, None] + offsets
         scratch = state.layout.length + offsets
         fed = torch.where(fed < state.length[:, None], fed, scratch)
@@ -169,7 +174,16 @@ class GroupDecoding(Decoding):
         return state.law(buffers.of_sources(state.twice(ranks)), ranks), ranks
 
     @staticmethod
+    def _width(state: DecodeState) -> int:
+        """Ranks of a pass. A CPU's lengths can be read without a wait, which halves its work."""
+        if not state.length.is_cpu:
+            return state.window
+        widths, limit = state.method.widths, state.layout.length
+        needed = [widths[length] for length in state.length.tolist() if length < limit]
+        return max(needed, default=1)
+
+    @staticmethod
     def commit_group(state: DecodeState, tokens: Tensor) -> Tensor:
-        """Commits the next group. tokens: [B, W], see `next_laws`; returns int64 [B]."""
+        """Commits the next group. tokens: [B, w], see `next_laws`; returns int64 [B]."""
         buffers: GroupBuffers = state.method
         return state.commit(tokens, buffers.end[state.length] - state.length)

@@ -267,10 +267,10 @@ class HybridDecoding(WindowedDecoding):
             u = uniforms(drafting.seed[:, None], ranks, torch.zeros_like(ranks))[0]
             laws[everyone, ranks] = law.probabilities
             buffers.group.commit_group(drafting, law.sample(u))
+            buffers.evaluations += ranks.numel()
         length = crossing.layout.length
         state.tokens[slots, :length] = drafting.tokens[:, crossing.drafted]
         buffers.q[slots, :length] = laws[:, crossing.drafted]
-        buffers.evaluations += crossing.groups * drafting.window * len(slots)
 
     def _draft_ahead(self, state: DecodeState, ranks: Tensor, u: Tensor) -> CategoricalLaw:
         """Feeds the drafter what was committed, and drafts the window from what it then knows.

@@ -85,7 +85,8 @@ def test_a_pass_draws_one_group():
         )
     )
     assert [step.committed.tolist() for step in steps] == [[n] * 2 for n in (1, 2, 3, 3, 2, 1)]
-    assert all(step.head_evaluations == 3 * 2 for step in steps)
+    # Of two pictures: a pass is as wide as the group that it feeds or the one that it draws.
+    assert [step.head_evaluations for step in steps] == [2 * n for n in (1, 2, 3, 3, 3, 2)]
     assert bool(steps[-1].known.all()) and bool(steps[-1].done.all())
 
 
@@ -159,7 +160,7 @@ def test_cached_passes_give_the_logits_of_a_full_pass(name):
     for size in layout.group_end.unique().diff(prepend=torch.tensor([0])).tolist():
         law, _ = method.next_laws(state)
         laws.append(law.logits[:, :size])
-        method.commit_group(state, law.sample(torch.rand(batch, state.window)))
+        method.commit_group(state, law.sample(torch.rand(law.logits.shape[:2])))
     full = model.logits(state.tokens[:, : layout.length], condition)
     assert torch.allclose(torch.cat(laws, 1), full, atol=1e-5)
 

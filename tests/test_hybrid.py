@@ -178,8 +178,8 @@ def test_a_drafter_with_the_same_law_is_always_believed():
         )
     )
     assert [step.committed.tolist() for step in steps] == [[4, 4]] * 3
-    groups, largest = 3 + 4 - 1, 4
-    assert steps[0].head_evaluations == 2 * 4 + 2 * groups * largest
+    drafted = sum((1, 2, 3, 3, 3, 2))  # a pass is as wide as the group that it feeds or draws
+    assert steps[0].head_evaluations == 2 * 4 + 2 * drafted
     assert steps[1].head_evaluations == 2 * 4
 
 
