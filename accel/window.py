@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +29,7 @@ from visual_ar.sampling import Sampling
 from visual_ar.tokenizers.base import VisualTokenizer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
-_TOKENS = 128  # of each picture are decoded with every window that is tried
-_WARMING = 2  # passes that fill caches and allocators are not timed
+_TOKENS, _PASSES = 96, 48  # a window is tried until so much of every picture is decoded
 
 
 class WindowedDecoding(Decoding):
@@ -98,20 +96,13 @@ def tuned_window(
 
 
 def fastest_window(candidates: Sequence[int], rate: Callable[[int], float]) -> int:
-    """Climbs from the middle candidate to one that is faster than its neighbours.
+    """The candidate with the most tokens a second.
 
     Args:
         candidates: windows, ascending, at least one.
-        rate: tokens a second with a window; asked at most once for each.
+        rate: tokens a second with a window.
     """
-    rate = cache(rate)
-    best = len(candidates) // 2
-    for way in (1, -1):
-        while 0 <= best + way < len(candidates):
-            if rate(candidates[best + way]) <= rate(candidates[best]):
-                break
-            best += way
-    return candidates[best]
+    return max(candidates, key=rate)
 
 
 def tokens_a_second(
@@ -125,7 +116,7 @@ def tokens_a_second(
 ) -> float:
     """Decodes the beginning of the pictures with a window, and measures it.
 
-    A pass counts with the median time of all, so that one that was interrupted does no harm.
+    A pass counts with the lower quartile of their times: other programs only make them longer.
 
     Args:
         method: decodes.
@@ -141,15 +132,15 @@ def tokens_a_second(
     state = method.init(model, layout, batch, guided, window, tokenizer)
     method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
     wanted, committed = batch * min(layout.length, _TOKENS), 0
-    seconds = []
-    while committed < wanted and state.open_length.read() >= 0:
+    seconds: list[float] = []
+    while committed < wanted and len(seconds) < _PASSES and state.open_length.read() >= 0:
         _synchronise(model.device)
         start = time.perf_counter()
         step = method.advance(state)
         _synchronise(model.device)
         seconds.append(time.perf_counter() - start)
         committed += int(step.committed.sum())
-    return committed / (len(seconds) * statistics.median(seconds[_WARMING:] or seconds))
+    return committed / (len(seconds) * sorted(seconds)[len(seconds) // 4])
 
 
 def _synchronise(device: torch.device) -> None:
