@@ -29,7 +29,7 @@ from visual_ar.sampling import Sampling
 from visual_ar.tokenizers.base import VisualTokenizer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
-_TOKENS, _PASSES = 64, 32  # a window is tried until so much of every picture is decoded
+_TOKENS, _PASSES = 40, 20  # a window is tried until so much of every picture is decoded
 _HOPELESS = 0.5  # a window as slow against the best so far ends the trial: wider ones are slower
 
 
