@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from scipy.linalg import eigh
 from torch import Tensor
@@ -45,14 +44,21 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
     if shapes != [[size], [size, size], [size], [size, size]]:
         raise ValueError(f"means and covariances must be [D] and [D, D] of one D, got {shapes}")
     mu1, sigma1, mu2, sigma2 = (part.double() for part in (mu1, sigma1, mu2, sigma2))
-    # LAPACK's divide and conquer, which torch calls, fails on covariances of a few samples.
-    values, vectors = eigh(sigma1.cpu().numpy(), driver="evr")
-    root = torch.from_numpy(vectors * np.sqrt(values.clip(min=0)) @ vectors.T).to(sigma2.device)
-    product = (root @ sigma2 @ root).cpu().numpy()
-    values = eigh(product, eigvals_only=True, driver="evr")
-    covered = float(np.sqrt(values.clip(min=0)).sum())
+    values, vectors = _eigh(sigma1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = torch.linalg.eigvalsh(root @ sigma2 @ root)
+    covered = product.clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * covered
     return float(distance)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [D] and vectors [D, D] of a symmetric matrix float64 [D, D]."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # divide and conquer, on a covariance of a few samples
+        values, vectors = map(torch.from_numpy, eigh(matrix.cpu().numpy(), driver="evr"))
+        return values.to(matrix.device), vectors.to(matrix.device)
 
 
 def permutation_test(
