@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Tensor
 
+from visual_ar.eight_bit import EightBitModel
 
-class VisualTokenizer(ModelMixin, ConfigMixin):
+
+class VisualTokenizer(EightBitModel, ConfigMixin):
     """Turns pictures into grids of codes and codes back into pictures.
 
     Pixels are floats in [-1, 1]; tokens are one per cell of the grid, flattened row by row to

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from visual_ar import eight_bit
 from visual_ar.assets import bundled
 
 INDEX = "model_index.json"
@@ -218,7 +219,7 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
         index[BASE_SHA256],
         model_class,
         _read_json(folder / "model" / "config.json", ""),
-        load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME),
+        eight_bit.restore(load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME)),
         scheduler.from_config(_read_json(settings, f"{settings.parent} must hold {settings.name}")),
     )
 
@@ -227,7 +228,7 @@ def fingerprint(folder: Path) -> str:
     """A digest of the weights in a component's folder, as they are in float16."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        for name, value in sorted(load_file(file).items()):
+        for name, value in sorted(eight_bit.restore(load_file(file)).items()):
             digest.update(name.encode())
             digest.update(value.to(torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -292,6 +293,9 @@ def _check_weights(folder: Path, component: Any, prefix: str = "") -> None:
     state = empty.state_dict()
     expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
     found = dict(_shapes(folder))
+    for key, shape in expected.items():
+        if found.get(key + eight_bit.SCALE) == shape[:1]:
+            del found[key + eight_bit.SCALE]
     for key, shape in expected.items():
         if key not in found:
             raise ValueError(f"the weights in {str(folder)!r} lack the parameter {key}")

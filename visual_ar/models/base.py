@@ -6,11 +6,12 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Tensor
 
 from visual_ar.bits import BitLaw, SubcodeLaw, certain
 from visual_ar.cache import KVCache
+from visual_ar.eight_bit import EightBitModel
 from visual_ar.layout import Layout
 from visual_ar.sampling import Warps
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from visual_ar.models.draft_head import DraftHead
 
 
-class TokenModel(ModelMixin, ConfigMixin):
+class TokenModel(EightBitModel, ConfigMixin):
     """A model that predicts the tokens of a picture from a prefix and the tokens before them.
 
     Rows R are the pictures of a batch, or with guidance twice as many: conditional rows first, then
