@@ -193,7 +193,7 @@ def load(index: int, structure: str = "Exact") -> Module:
 
     with torch.cuda.device(index):
         torch.cuda.current_stream().synchronize()  # makes the device's context the current one
-        properties = torch.cuda.get_device_properties(index)
+        properties: Any = torch.cuda.get_device_properties(index)
         binary = binary_for(f"sm_{properties.major}{properties.minor}", structure)
         (module,) = _checked(driver.cuModuleLoadData(binary))
         functions = {}
