@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from visual_ar import loading
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.models.bitwise import BitLlamaGen
@@ -24,6 +25,7 @@ from visual_ar.training.recipe import GeneratorRecipe, Logging, Recipe, Tokenize
 from visual_ar.training.recipe_file import bundled
 from visual_ar.training.state import Log
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOKENIZER = """
 name = "bits"
 kind = "tokenizer"
@@ -218,7 +220,7 @@ def test_every_bundled_recipe_of_bits_trains_and_draws(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [name for name in bundled() if "binary" in name or "wide" in name]
-    assert len(names) == 5
+    assert len(names) == 6
     names = ["emoji_tokenizer", "emoji", *names]
     module = import_module("visual_ar.training.run")
     monkeypatch.setattr(module, "load_recipe", lambda name, _: _shortened(name))
@@ -230,6 +232,22 @@ def test_every_bundled_recipe_of_bits_trains_and_draws(
         text = "text_encoder/diffusion_pytorch_model.safetensors"
         ours, trunks = (load_file(tmp_path / run / "pipeline" / text) for run in (name, "emoji"))
         assert all(torch.equal(value, trunks[key]) for key, value in ours.items())
+        if name.endswith("subcodes"):
+            ours, trunks = (
+                load_file(tmp_path / run / "pipeline" / "model" / WEIGHTS)
+                for run in (name, name.removesuffix("_subcodes"))
+            )
+            kept = [key for key in trunks if key != "output.weight"]
+            assert all(torch.equal(ours[key], trunks[key]) for key in kept)
+            base = name.removesuffix("_subcodes")
+            held = {base.replace("_", "-"): tmp_path / base / "pipeline"}
+            with monkeypatch.context() as patch:
+                patch.setattr(loading, "bundled", lambda held=held: held)
+                delta = VisualARPipeline.from_pretrained(tmp_path / name / "delta")
+            theirs = delta.model.state_dict()
+            assert all(torch.equal(value.float(), theirs[key]) for key, value in ours.items())
+            added = load_file(tmp_path / name / "delta" / "model" / WEIGHTS)
+            assert all(key.startswith("output.") for key in added)
         pipe = VisualARPipeline.from_pretrained(tmp_path / name / "pipeline")
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = SpeculativeJacobiDecoding(window=2)
@@ -243,7 +261,7 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
         (TOKENIZER.replace('"bsq"', '"sign"'), "quantizer must be one of lfq, .* got 'sign'"),
         (GENERATOR.replace('head = "bits"', 'head = "bit"'), "head must be one of categorical"),
         (GENERATOR.replace("flip = 0.2", "soft = 0.1"), "soft must be 0 with head 'bits'"),
-        (GENERATOR.replace("flip = 0.2", "frozen_text = true"), "frozen_text needs a trunk"),
+        (GENERATOR.replace("flip = 0.2", "head_alone = true"), "head_alone needs a trunk"),
         (GENERATOR.replace('head = "bits"', ""), "flip must be 0 with head 'categorical'"),
         (
             GENERATOR.replace('head = "bits"', 'head = "bits"\nfamily = "nar"'),

@@ -81,6 +81,18 @@ def test_the_loss_is_the_laws_own_and_laws_sum_to_one(kind: str) -> None:
         assert codes[0b001001].tolist() == [4, 4]
 
 
+@torch.no_grad()
+def test_a_head_of_sub_codes_starts_with_the_law_of_the_classifiers() -> None:
+    base, tokens = _model("bits"), _tokens(2, 16, 6)
+    model = SubcodeLlamaGen.from_base(base, {"subcodes": 2})
+    hidden = base.features(tokens, base.condition(torch.tensor([0, 1]), guided=False), False)
+    expected = base.token_loss(hidden, tokens)
+    assert torch.allclose(model.token_loss(hidden, tokens), expected, atol=1e-5)
+    assert not torch.allclose(expected, torch.full_like(expected, 6 * math.log(2)), atol=0.1)
+    with pytest.raises(ValueError, match="subcodes must divide the 6 bits of a token, got 4"):
+        SubcodeLlamaGen.from_base(base, {"subcodes": 4})
+
+
 @pytest.mark.parametrize("guided", [False, True])
 @torch.inference_mode()
 def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:

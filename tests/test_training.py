@@ -32,7 +32,7 @@ from visual_ar.training.muon import orthogonal
 from visual_ar.training.pictures import shifted, to_float, to_uint8
 from visual_ar.training.recipe import Codebook, Optimiser, ReconstructionLoss
 from visual_ar.training.state import Log, load_checkpoint, save_checkpoint
-from visual_ar.training.trunk import start_from
+from visual_ar.training.trunk import find_trunk, start_from
 
 TOKENIZER = """
 name = "emoji_tokenizer"
@@ -274,7 +274,7 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
 
 
 def test_a_parallel_generator_starts_from_a_next_token_trunk(
-    recipe: Path, data: Path, tmp_path: Path
+    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(recipe, data, tmp_path / "emoji_tokenizer")
     plain, parallel = tmp_path / "emoji.toml", tmp_path / "emoji_nar.toml"
@@ -282,6 +282,7 @@ def test_a_parallel_generator_starts_from_a_next_token_trunk(
     family = 'name = "emoji_nar"\nfamily = "nar"\ntrunk = "emoji"'
     text = GENERATOR.replace('name = "emoji"', family).replace("steps = 6", "steps = 3")
     parallel.write_text(text.replace("n_layer = 2", "n_layer = 1\nffn_dim = 24"))
+    monkeypatch.setattr("visual_ar.training.trunk.bundled", dict)
     with pytest.raises(FileNotFoundError, match="trunk must be trained first: recipe emoji"):
         run(parallel, data, tmp_path / "emoji_nar")
     run(plain, data, tmp_path / "emoji")
@@ -301,35 +302,51 @@ def test_a_parallel_generator_starts_from_a_next_token_trunk(
 def test_a_trunk_gives_every_head_its_head_and_leading_parts() -> None:
     torch.manual_seed(0)
     options = {"dim": 16, "n_head": 2, "vocab_size": 8, "grid_size": 2, "num_classes": 3}
-    trunk, model = nn.Module(), nn.Module()
-    trunk.model, model.model = LlamaGen(n_layer=2, **options), NAR(n_layer=1, ffn_dim=24, **options)
-    nn.init.normal_(trunk.model.output.weight)
-    nn.init.normal_(trunk.model.norm.weight)
-    state = trunk.state_dict()
-    start_from(model, state, same_tokens=True)
-    for head, norm in zip(model.model.outputs, model.model.norms, strict=True):
-        assert torch.equal(head.weight, trunk.model.output.weight)
-        assert torch.equal(norm.weight, trunk.model.norm.weight)
-    for ours, theirs in zip(model.model.layers, trunk.model.layers, strict=True):
+    trunk, model = LlamaGen(n_layer=2, **options), NAR(n_layer=1, ffn_dim=24, **options)
+    nn.init.normal_(trunk.output.weight)
+    nn.init.normal_(trunk.norm.weight)
+    start_from(model, trunk, same_tokens=True)
+    for head, norm in zip(model.outputs, model.norms, strict=True):
+        assert torch.equal(head.weight, trunk.output.weight)
+        assert torch.equal(norm.weight, trunk.norm.weight)
+    for ours, theirs in zip(model.layers, trunk.layers, strict=True):
         assert torch.equal(ours.attention.wqkv.weight, theirs.attention.wqkv.weight)
         assert torch.equal(ours.feed_forward.w1.weight, theirs.feed_forward.w1.weight[:24])
         assert torch.equal(ours.feed_forward.w2.weight, theirs.feed_forward.w2.weight[:, :24])
-    del state["model.norm.weight"]
-    with pytest.raises(ValueError, match=r"trunk must have the parameter model\.norm\.weight"):
-        start_from(model, state, same_tokens=True)
+    del trunk.norm
+    with pytest.raises(ValueError, match=r"trunk must have the parameter norm\.weight"):
+        start_from(model, trunk, same_tokens=True)
+
+
+def test_a_trunk_of_the_same_family_gives_everything() -> None:
+    torch.manual_seed(0)
+    options = {"dim": 16, "n_head": 2, "vocab_size": 8, "grid_size": 2, "num_classes": 3}
+    trunk, model = (NAR(n_layer=1, ffn_dim=24, **options) for _ in range(2))
+    for number, head in enumerate(trunk.outputs):
+        nn.init.constant_(head.weight, number)
+    start_from(model, trunk, same_tokens=True)
+    theirs = trunk.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
+
+
+def test_a_trunk_is_looked_for_in_its_run_and_then_among_the_bundled(tmp_path: Path) -> None:
+    assert find_trunk("emoji_nar", tmp_path).name == "emoji-nar"
+    (tmp_path / "emoji_nar" / "pipeline").mkdir(parents=True)
+    assert find_trunk("emoji_nar", tmp_path) == tmp_path / "emoji_nar" / "pipeline"
+    with pytest.raises(FileNotFoundError, match="must be trained first: recipe cifar11"):
+        find_trunk("cifar11", tmp_path)
 
 
 @pytest.mark.parametrize("family", [BitLlamaGen, SubcodeLlamaGen])
 def test_a_trunk_of_other_tokens_gives_all_but_what_knows_them(family) -> None:
     torch.manual_seed(0)
     options = {"dim": 16, "n_head": 2, "n_layer": 2, "grid_size": 2, "num_classes": 3}
-    trunk, model = nn.Module(), nn.Module()
-    trunk.model, model.model = LlamaGen(vocab_size=8, **options), family(bits=8, **options)
-    nn.init.normal_(trunk.model.output.weight)
+    trunk, model = LlamaGen(vocab_size=8, **options), family(bits=8, **options)
+    nn.init.normal_(trunk.output.weight)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    start_from(model, trunk.state_dict(), same_tokens=False)
+    start_from(model, trunk, same_tokens=False)
     for key, value in model.state_dict().items():
-        of_tokens = key.startswith(("model.tok_embeddings.", "model.output."))
+        of_tokens = key.startswith(("tok_embeddings.", "output."))
         assert torch.equal(value, before[key] if of_tokens else trunk.state_dict()[key]), key
 
 

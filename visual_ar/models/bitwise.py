@@ -8,6 +8,9 @@ tokenizers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
@@ -18,7 +21,7 @@ from visual_ar.bits import SubcodeLaw, check_bit_warps
 from visual_ar.layers import Linear, RMSNorm, SwiGLU
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Warps
-from visual_ar.tokenizers.bit_codes import bits_to_codes
+from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
 
 WIDEST_SUBCODE = 14  # bits; a sub-code has a softmax over all its values
 
@@ -111,9 +114,26 @@ class SubcodeHead(nn.Module):
         super().__init__()
         size = 2 ** (bits // subcodes)
         self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(subcodes))
-        self.mixers = nn.ModuleList(SwiGLU(dim, dim) for _ in range(subcodes))
-        self.outputs = nn.ModuleList(Linear(dim, size) for _ in range(subcodes))
-        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for _ in range(subcodes - 1))
+        self.mixers: Any = nn.ModuleList(SwiGLU(dim, dim) for _ in range(subcodes))
+        self.outputs: Any = nn.ModuleList(Linear(dim, size) for _ in range(subcodes))
+        self.embeddings: Any = nn.ModuleList(nn.Embedding(size, dim) for _ in range(subcodes - 1))
+
+    @torch.no_grad()
+    def start_as(self, classifiers: Tensor) -> None:
+        """Takes the law of independent bits, from which training goes on.
+
+        Args:
+            classifiers: [d, D], the weights of one classifier a bit.
+        """
+        bits = len(classifiers) // len(self.outputs)
+        codes = torch.arange(2**bits, device=classifiers.device)
+        signs = codes_to_bits(codes, bits, "lsb").to(classifiers) - 0.5
+        for number in range(len(self.outputs)):
+            part = classifiers[number * bits : (number + 1) * bits]
+            self.outputs[number].weight.copy_(signs @ part)
+            self.mixers[number].w2.weight.zero_()
+        for embedding in self.embeddings:
+            embedding.weight.zero_()
 
     def forward(self, hidden: Tensor, earlier: Tensor) -> Tensor:
         """Logits of the sub-code behind `earlier`.
@@ -155,6 +175,7 @@ class SubcodeLlamaGen(BitLlamaGen):
     """
 
     capabilities = frozenset({"subcodes"})
+    delta_prefix = "output."
 
     @register_to_config
     def __init__(
@@ -182,6 +203,23 @@ class SubcodeLlamaGen(BitLlamaGen):
                 f"logit, got {bits} bits in {subcodes} sub-codes"
             )
         self._build()
+
+    @classmethod
+    def from_base(cls, base: BitLlamaGen, options: Mapping[str, Any]) -> SubcodeLlamaGen:
+        """A copy of a trained model with one classifier a bit, and its law, for a head to replace.
+
+        Args:
+            base: neither it nor its tensors are shared or changed.
+            options: `subcodes` is read.
+
+        Raises:
+            ValueError: the bits do not divide into the sub-codes.
+        """
+        config = {key: value for key, value in base.config.items() if not key.startswith("_")}
+        model = cls(**config, subcodes=options["subcodes"])
+        model.load_state_dict(base.state_dict(), strict=False)
+        model.output.start_as(base.output.weight.detach().float())
+        return model.to(base.device, base.dtype)
 
     def _head(self) -> nn.Module:
         return SubcodeHead(self.config.dim, self.bits, self.config.subcodes)

@@ -19,6 +19,7 @@ from visual_ar import loading
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.models.bitwise import SubcodeLlamaGen
 from visual_ar.models.conditioned import ConditionedModel
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
@@ -106,7 +107,11 @@ def _write(pipe: VisualARPipeline, output: Path) -> None:
 
 
 def save_delta(
-    model: DenoisingLlamaGen, base: str, fingerprint: str, scheduler: Decoding, output: Path
+    model: DenoisingLlamaGen | SubcodeLlamaGen,
+    base: str,
+    fingerprint: str,
+    scheduler: Decoding,
+    output: Path,
 ) -> None:
     """Writes what a model adds to the one of another pipeline, in float16.
 

@@ -7,6 +7,7 @@ that guidance works (Ho and Salimans 2022).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_ar import loading
 from visual_ar.accel.groups import GroupDecoding
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.data.dataset import Dataset
+from visual_ar.drafting import same_tokenizer
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.conditioned import CaptionEmbedder
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR
+from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.bit_codes import BitCodes, DrawnBits, cached_bits, flip
-from visual_ar.training.bundle import save_pipeline
+from visual_ar.training.bundle import save_delta, save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
 from visual_ar.training.codes import Codes, Drawn, cached_codes
 from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
@@ -47,7 +52,7 @@ from visual_ar.training.state import (
     restore_progress,
     update,
 )
-from visual_ar.training.trunk import start_from
+from visual_ar.training.trunk import bundle_name, find_trunk, start_from, start_text
 
 Generator = LlamaGen | NAR
 
@@ -118,21 +123,21 @@ class GeneratorTraining(Training[GeneratorRecipe]):
                 "caption_length": encoder.config.length,
             }
         model = self._build(condition)
+        if recipe.head_alone:
+            model.requires_grad_(False)
+            model.output.requires_grad_(True)
         self.codes = self.codes.ordered(model.layout(self.grid).order)
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
         self.trained = Trained(model, captions).to(device).train()
-        if captions is not None and recipe.frozen_text:
-            captions.requires_grad_(False)
+        if recipe.trunk:
+            self._start_from_trunk()
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
-        if recipe.trunk:
-            trunk = _trunk(output.parent / recipe.trunk)
-            start_from(self.trained, trunk, same_tokens=recipe.head == "categorical")
-        elif captions is not None:
+        if captions is not None and not recipe.trunk:
             start_captions(
                 captions,
                 self.conditions,
@@ -146,6 +151,23 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self.clock = Clock(recipe)
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
+
+    def _start_from_trunk(self) -> None:
+        """Takes over what the trunk knows; its text encoder stays as it is."""
+        folder = find_trunk(self.recipe.trunk, self.output.parent)
+        trunk = VisualARPipeline.from_pretrained(folder)
+        # A pipeline holds its tokenizer in float16.
+        rounded = copy.deepcopy(self.tokenizer).to("cpu", torch.float16)
+        same = same_tokenizer(rounded, trunk.image_tokenizer)
+        if self.recipe.head_alone and not same:
+            raise ValueError(
+                f"tokenizer must be that of the trunk where the head learns alone, "
+                f"got {self.recipe.tokenizer}"
+            )
+        start_from(self.trained.model, trunk.model, same)
+        if self.trained.captions is not None:
+            start_text(self.trained.captions.encoder, trunk)
+            self.trained.captions.requires_grad_(False)
 
     def _tokens_of(self, pictures: Tensor) -> Codes | BitCodes:
         """The tokens of all pictures uint8 [M, H, W, 3]."""
@@ -188,7 +210,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             given = self.conditions.vary(indices, self.trained.text_encoder, draw)
             loss = total = _loss(self.trained.model, drawn, given, drop)
-        if self.trained.captions is not None and not recipe.frozen_text:
+        if self.trained.captions is not None and not recipe.trunk:
             foretold = self.trained.captions.loss(given.given, indices)
             total = total + recipe.captions.weight * foretold
         total.backward()
@@ -254,6 +276,16 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             self.recipe.sampling,
             self.output / "pipeline",
         )
+        if self.recipe.head_alone:
+            assert isinstance(averaged.model, SubcodeLlamaGen)
+            trunk = find_trunk(self.recipe.trunk, self.output.parent)
+            save_delta(
+                averaged.model,
+                bundle_name(self.recipe.trunk),
+                loading.fingerprint(trunk / "model"),
+                SpeculativeJacobiDecoding(),
+                self.output / "delta",
+            )
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -313,7 +345,7 @@ def _matrices(model: Generator) -> list[nn.Parameter]:
     parts: list[nn.Module] = [model.layers]
     if isinstance(model.cls_embedding, CaptionEmbedder):
         parts.append(model.cls_embedding.cap_proj)
-    return [p for part in parts for p in part.parameters() if p.ndim == 2]
+    return [p for part in parts for p in part.parameters() if p.ndim == 2 and p.requires_grad]
 
 
 def _latents_of(
@@ -351,14 +383,6 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tenso
         chances: [B, Q, K], of the labels.
     """
     return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
-
-
-def _trunk(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of a finished run."""
-    state = load_checkpoint(folder)
-    if state is None:
-        raise FileNotFoundError(f"the trunk must be trained first: recipe {folder.name}")
-    return state["average"]
 
 
 def _load_tokenizer(path: Path, head: str) -> VQTokenizer | BinaryTokenizer:

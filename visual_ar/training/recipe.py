@@ -190,14 +190,16 @@ class GeneratorRecipe(Recipe):
     Attributes:
         family: "llamagen" for next-token, "nar" for next-neighbour prediction.
         trunk: name of the recipe whose trained model this one starts from; its run lies beside
-            this one's. Nothing starts from random weights.
+            this one's, or it is bundled. Its text encoder stays as it is, so that a bundle can
+            share it. Nothing starts from random weights.
         tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
         head: "categorical" over a code book; for a tokenizer of bits "bits" (one classifier each)
             or "subcodes" (a few softmaxes one after the other).
         splits: splits of the dataset that are trained on.
         held_out: split that is measured only.
         text: arguments of the text encoder; None for a class-conditional generator.
-        frozen_text: the text encoder stays that of the trunk, so that a bundle can share it.
+        head_alone: the head is trained and the rest stays that of the trunk, so that a bundle can
+            share it; for sub-codes, whose trunk has classifiers of the same bits.
         captions: how the text encoder is started; no use without `text`.
         alias: chance that a prompt is replaced by another name of its picture.
         drop: chance that the condition is left out, for guidance.
@@ -218,7 +220,7 @@ class GeneratorRecipe(Recipe):
     splits: tuple[str, ...] = ("train",)
     held_out: str = "test"
     text: dict[str, Any] | None = None
-    frozen_text: bool = False
+    head_alone: bool = False
     captions: Captions = field(default_factory=Captions)
     alias: float = 0.0
     drop: float = 0.1
@@ -242,8 +244,8 @@ class GeneratorRecipe(Recipe):
                 f"{self.name}: head must be 'categorical' with family {self.family!r}, "
                 f"got {self.head!r}"
             )
-        if self.frozen_text and not (self.trunk and self.text):
-            raise ValueError(f"{self.name}: frozen_text needs a trunk and a text encoder")
+        if self.head_alone and not (self.trunk and self.head == "subcodes"):
+            raise ValueError(f"{self.name}: head_alone needs a trunk and head 'subcodes'")
         unused = "flip" if self.head == "categorical" else "soft"
         if getattr(self, unused):
             raise ValueError(

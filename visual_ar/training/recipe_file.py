@@ -31,6 +31,7 @@ def bundled() -> dict[str, Path]:
         "emoji_binary",
         "emoji_binary_subcodes",
         "emoji_wide",
+        "emoji_wide_subcodes",
     )
     return {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in order}
 
