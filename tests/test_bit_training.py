@@ -220,14 +220,21 @@ def test_every_bundled_recipe_of_bits_trains_and_draws(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [name for name in bundled() if "binary" in name or "wide" in name]
-    assert len(names) == 6
+    assert len(names) == 7
     names = ["emoji_tokenizer", "emoji", *names]
     module = import_module("visual_ar.training.run")
     monkeypatch.setattr(module, "load_recipe", lambda name, _: _shortened(name))
     for name in names:
         quality = run(name, data, tmp_path / name)["quality"]
         assert all(np.isfinite(value).all() for value in quality.values()), name
-        if name.endswith("tokenizer") or name == "emoji":
+        if name.endswith("decoder"):
+            ours, theirs = (
+                load_file(tmp_path / run / "model" / WEIGHTS)
+                for run in (name, name.replace("decoder", "tokenizer"))
+            )
+            alike = {key: torch.equal(value, theirs[key]) for key, value in ours.items()}
+            assert all(alike[key] == key.startswith("encoder.") for key in alike), name
+        if name.endswith(("tokenizer", "decoder")) or name == "emoji":
             continue
         text = "text_encoder/diffusion_pytorch_model.safetensors"
         ours, trunks = (load_file(tmp_path / run / "pipeline" / text) for run in (name, "emoji"))
@@ -261,6 +268,11 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
         (TOKENIZER.replace('"bsq"', '"sign"'), "quantizer must be one of lfq, .* got 'sign'"),
         (GENERATOR.replace('head = "bits"', 'head = "bit"'), "head must be one of categorical"),
         (GENERATOR.replace("flip = 0.2", "soft = 0.1"), "soft must be 0 with head 'bits'"),
+        (
+            TOKENIZER.split("[binary]")[0].replace("shift = 1", 'encoder = "bits"')
+            + "[optimiser]\nlearning_rate = 1e-3",
+            "encoder needs a tokenizer of bits",
+        ),
         (GENERATOR.replace("flip = 0.2", "head_alone = true"), "head_alone needs a trunk"),
         (GENERATOR.replace('head = "bits"', ""), "flip must be 0 with head 'categorical'"),
         (
@@ -279,6 +291,13 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
     (trained / "plain.toml").write_text(plain)
     with pytest.raises(ValueError, match="tokenizer must be a VQTokenizer for head 'categorical'"):
         run(trained / "plain.toml", data, trained / "plain")
+    kept = TOKENIZER.replace("shift = 1", 'shift = 1\nencoder = "bits"')
+    recipe.write_text(kept)
+    with pytest.raises(FileNotFoundError, match="encoder must be trained first: recipe bits"):
+        run(recipe, data, tmp_path / "out")
+    recipe.write_text(kept.replace("channels = 4", "channels = 8"))
+    with pytest.raises(ValueError, match=r"model must be that of bits, unlike in encoder\.conv_in"):
+        run(recipe, data, trained / "wider")
     recipe.write_text(TOKENIZER.replace("bit_groups = 2", "codebook_size = 2"))
     with pytest.raises(ValueError, match="unknown key 'codebook_size'"):
         run(recipe, data, tmp_path / "out")

@@ -34,7 +34,27 @@ class BinaryTokenizerTraining(TokenizerTraining):
         return self.recipe.binary
 
     def _build(self) -> BinaryTokenizer:
-        return BinaryTokenizer(**self.recipe.model)
+        model = BinaryTokenizer(**self.recipe.model)
+        if self.recipe.encoder:
+            trained = self._trained()
+            for key, value in model.state_dict().items():
+                theirs = trained.get(key)
+                if theirs is None or theirs.shape != value.shape:
+                    raise ValueError(
+                        f"model must be that of {self.recipe.encoder}, unlike in {key}"
+                    )
+            model.load_state_dict(trained)
+            model.encoder.requires_grad_(False)
+        return model
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The weights of the run whose encoder this one keeps."""
+        path = self.output.parent / self.recipe.encoder / "model"
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"the encoder must be trained first: recipe {path.parent.name} into {path.parent}"
+            )
+        return BinaryTokenizer.from_pretrained(path).state_dict()
 
     def _prepare(self) -> None:
         config, kappa = self.model.config, self._options.inverse_temperature

@@ -171,16 +171,24 @@ class TokenizerRecipe(Recipe):
     """A tokenizer's training.
 
     Attributes:
+        encoder: name of the recipe of a tokenizer of bits whose trained encoder this one keeps; its
+            run lies beside this one's. The decoder alone goes on learning from there, so that
+            generators of those tokens can draw with this tokenizer. Nothing trains both anew.
         binary: of a tokenizer of bits; None for one with a code book.
         codebook: of the other one.
         loss: weights.
         shift: largest translation of a picture, in pixels.
     """
 
+    encoder: str = ""
     binary: Binary | None = None
     codebook: Codebook = field(default_factory=lambda: Codebook(start=0.05))
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
     shift: int = 0
+
+    def __post_init__(self) -> None:
+        if self.encoder and self.binary is None:
+            raise ValueError(f"{self.name}: encoder needs a tokenizer of bits, a table [binary]")
 
 
 @dataclass(frozen=True)

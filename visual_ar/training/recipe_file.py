@@ -21,6 +21,7 @@ def bundled() -> dict[str, Path]:
         "emoji_tokenizer",
         "cifar10_tokenizer",
         "emoji_binary_tokenizer",
+        "emoji_binary_decoder",
         "emoji_wide_tokenizer",
         "emoji",
         "cifar10",
