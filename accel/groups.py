@@ -35,6 +35,7 @@ class GroupBuffers:
         widths: for every length, ranks that a pass needs: of the group fed and of the next one.
         sources: int64 [N + W, A], `Layout.sources`, at least -1.
         hidden: [R, 1 + N + W, A, D], hidden states of rank r at 1 + r.
+        u: fp32 [B, N + W], or of bits [B, N + W, d], the number that draws each rank.
     """
 
     start: Tensor
@@ -42,6 +43,7 @@ class GroupBuffers:
     widths: list[int]
     sources: Tensor
     hidden: Tensor
+    u: Tensor
 
     @classmethod
     def of(cls, state: DecodeState) -> GroupBuffers:
@@ -68,6 +70,7 @@ class GroupBuffers:
                 dtype=state.root.dtype,
                 device=device,
             ),
+            u=torch.zeros(state.tokens.shape, device=device),
         )
 
     def keep(self, hidden: Tensor, ranks: Tensor) -> None:
@@ -145,17 +148,30 @@ class GroupDecoding(Decoding):
         """Ranks of the largest group."""
         return layout.largest_group
 
+    def prepare(self, state: DecodeState, slots: Tensor) -> None:
+        """Draws the numbers of newly admitted slots, all at once: a pass has few to draw.
+
+        Attempt 0: a rank is drawn once, in a pass that the layout fixes.
+        """
+        seed = state.seed[slots, None]
+        ranks = torch.arange(state.tokens.shape[1], device=slots.device)
+        attempt = torch.zeros_like(ranks)
+        if state.bits:
+            state.method.u[slots] = bit_uniforms(seed, ranks, attempt, state.bits)
+        else:
+            state.method.u[slots] = uniforms(seed, ranks, attempt)[0]
+
     def step(self, state: DecodeState) -> Step:
         """One group for every unfinished picture."""
         law, ranks = self.next_laws(state)
-        # Attempt 0: a rank is drawn once, in a pass that the layout fixes.
-        seed, attempt = state.seed[:, None], torch.zeros_like(ranks)
-        if state.bits:
-            u = bit_uniforms(seed, ranks, attempt, state.bits)
-        else:
-            u = uniforms(seed, ranks, attempt)[0]
-        committed = self.commit_group(state, law.sample(u))
+        committed = self.commit_group(state, law.sample(self.numbers(state, ranks)))
         return state.report(committed, ranks.shape[1])
+
+    @staticmethod
+    def numbers(state: DecodeState, ranks: Tensor) -> Tensor:
+        """The number that draws each rank: [B, w], or [B, w, d]. ranks: int64 [B, w]."""
+        pictures = torch.arange(state.slots, device=ranks.device)[:, None]
+        return state.method.u[pictures, ranks]
 
     def next_laws(self, state: DecodeState) -> tuple[Any, Tensor]:
         """Feeds the group before the next one, and returns the laws [B, w] and their ranks.

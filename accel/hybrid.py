@@ -263,10 +263,10 @@ class HybridDecoding(WindowedDecoding):
         laws = buffers.q.new_zeros(*drafting.tokens.shape, state.model.vocab_size)
         for _ in range(crossing.groups):
             law, ranks = buffers.group.next_laws(drafting)
-            # Attempt 0, which no verification uses: a draft and its test must not share numbers.
-            u = uniforms(drafting.seed[:, None], ranks, torch.zeros_like(ranks))[0]
             laws[everyone, ranks] = law.probabilities
-            buffers.group.commit_group(drafting, law.sample(u))
+            # Of attempt 0, which no test uses: a draft and its test must share no number.
+            tokens = law.sample(buffers.group.numbers(drafting, ranks))
+            buffers.group.commit_group(drafting, tokens)
             buffers.evaluations += ranks.numel()
         length = crossing.layout.length
         state.tokens[slots, :length] = drafting.tokens[:, crossing.drafted]

@@ -57,9 +57,9 @@ class Packed:
             [..., sum of out_features]; None where another way is faster or the only one.
         """
         size = x.shape[-1]
-        if not (size < x.numel() <= _MOST_ROWS * size and _serves(x, weights)):
+        if not size < x.numel() <= _MOST_ROWS * size:
             return None
-        if sum(weight.numel() for weight in weights) < _LEAST_WEIGHTS:
+        if sum(weight.numel() for weight in weights) < _LEAST_WEIGHTS or not _serves(x, weights):
             return None
         if not (len(self._met) == len(weights) and all(map(_Met.again, self._met, weights))):
             # Weights that change with every use are not worth the copy.

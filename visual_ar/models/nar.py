@@ -237,9 +237,12 @@ class NAR(ConditionedModel):
         if present is None:
             present = self._tables(hidden.device).present[ranks.clamp(0, math.prod(self.grid) - 1)]
         share = present / present.sum(-1, keepdim=True).clamp(min=1)
-        logits = hidden.new_zeros((), dtype=torch.float32)
-        for axis, head in enumerate(self.outputs):
-            logits = logits + head(hidden[:, :, axis]).float() * share[..., axis, None]
+        shared = hidden * share.to(hidden.dtype)[..., None]  # D numbers instead of V logits
+        logits, *others = (
+            head(shared[:, :, axis]).float() for axis, head in enumerate(self.outputs)
+        )
+        for more in others:
+            logits = logits + more
         return logits
 
     def logits(self, tokens: Tensor, condition: Condition, same_columns: bool = False) -> Tensor:
