@@ -274,6 +274,12 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
             "encoder needs a tokenizer of bits",
         ),
         (GENERATOR.replace("flip = 0.2", "head_alone = true"), "head_alone needs a trunk"),
+        (
+            GENERATOR.replace('head = "bits"', 'head = "subcodes"\ntrunk = "generator"').replace(
+                "flip = 0.2", "head_alone = true"
+            ),
+            "tokenizer must be left out with head_alone, .* got 'bits'",
+        ),
         (GENERATOR.replace('head = "bits"', ""), "flip must be 0 with head 'categorical'"),
         (
             GENERATOR.replace('head = "bits"', 'head = "bits"\nfamily = "nar"'),

@@ -15,6 +15,7 @@ from visual_ar.evaluation.frechet import permutation_test
 from visual_ar.pipeline import VisualARPipeline
 
 PICTURES = 100
+BINARY = ("emoji-binary", "emoji-binary-subcodes", "emoji-wide", "emoji-wide-subcodes")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def features(pipe, method, seed, **options):
 
 def test_the_models_have_cards():
     models = bundled()
-    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10", "cifar10-nar"}
+    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10", "cifar10-nar", *BINARY}
     for folder in models.values():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
@@ -108,6 +109,45 @@ def test_the_parallel_emoji_model_draws_in_31_passes_and_drafts_for_the_other(em
     stats = hybrid(**asked).stats
     assert stats.lossless and max(stats.passes) < 0.9 * 256
     hybrid.draft_with(None)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_the_models_of_bits_draw_in_half_the_passes(name):
+    pipe = VisualARPipeline.from_pretrained(name)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.image_tokenizer.bits == (48 if "wide" in name else 16)
+    length = 64 if "wide" in name else 256
+    asked = {"prompt": ["red heart", "grinning face"], "seeds": 0, "output_type": "pt"}
+    pipe.scheduler = SpeculativeJacobiDecoding(window=16)
+    output = pipe(**asked)
+    red, yellow = output.images.mean(dim=(2, 3))
+    assert red[0] > red[1:].max() + 0.2  # on a white ground
+    assert yellow[:2].min() > yellow[2] + 0.1
+    stats = pipe(**asked, temperature=1.0, guidance_scale=1.0).stats
+    assert stats.lossless and sum(stats.passes) < 2 * length / 2
+
+
+@pytest.mark.parametrize("name", ["emoji-binary", "emoji-wide"])
+def test_a_head_of_sub_codes_is_all_that_its_model_adds(name):
+    base, model = (
+        VisualARPipeline.from_pretrained(of).model.state_dict() for of in (name, f"{name}-subcodes")
+    )
+    assert all(
+        torch.equal(value, model[key]) for key, value in base.items() if key != "output.weight"
+    )
+
+
+@pytest.mark.parametrize("rule", ["exact", "bitwise"])
+def test_exact_rules_of_bits_cannot_be_told_from_sequential(rule):
+    pipe = VisualARPipeline.from_pretrained("emoji-wide")
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"prompt": ["red heart"] * 60, "output_type": "latent", "temperature": 1.0}
+    found = []
+    for method in (SequentialDecoding(), SpeculativeJacobiDecoding(window=16, rule=rule)):
+        pipe.scheduler = method
+        latents = pipe(**asked, seeds=60 * len(found)).images
+        found.append(torch.nn.functional.adaptive_avg_pool2d(latents, 2).flatten(1))
+    assert permutation_test(*found, "energy", 400, seed=0) > 0.01
 
 
 @pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])

@@ -95,8 +95,11 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self, recipe: GeneratorRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
-        path = output.parent / recipe.tokenizer / "model"
-        self.tokenizer = _load_tokenizer(path, recipe.head).to(device)
+        self.trunk: VisualARPipeline | None = None
+        if recipe.trunk:
+            folder = find_trunk(recipe.trunk, output.parent)
+            self.trunk = VisualARPipeline.from_pretrained(folder)
+        self.tokenizer = self._load_tokenizer().to(device)
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
         self.codes = self._tokens_of(pictures)
@@ -131,8 +134,8 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
         self.trained = Trained(model, captions).to(device).train()
-        if recipe.trunk:
-            self._start_from_trunk()
+        if self.trunk is not None:
+            self._start_from(self.trunk)
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
@@ -152,18 +155,18 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
 
-    def _start_from_trunk(self) -> None:
+    def _load_tokenizer(self) -> VQTokenizer | BinaryTokenizer:
+        """The tokenizer of the recipe, or where the head learns alone that of the trunk."""
+        recipe = self.recipe
+        if recipe.head_alone and self.trunk is not None:
+            return self.trunk.image_tokenizer.requires_grad_(False)
+        return _load_tokenizer(self.output.parent / recipe.tokenizer / "model", recipe.head)
+
+    def _start_from(self, trunk: VisualARPipeline) -> None:
         """Takes over what the trunk knows; its text encoder stays as it is."""
-        folder = find_trunk(self.recipe.trunk, self.output.parent)
-        trunk = VisualARPipeline.from_pretrained(folder)
         # A pipeline holds its tokenizer in float16.
-        rounded = copy.deepcopy(self.tokenizer).to("cpu", torch.float16)
-        same = same_tokenizer(rounded, trunk.image_tokenizer)
-        if self.recipe.head_alone and not same:
-            raise ValueError(
-                f"tokenizer must be that of the trunk where the head learns alone, "
-                f"got {self.recipe.tokenizer}"
-            )
+        rounded = copy.deepcopy(self.tokenizer).half().cpu()
+        same = self.recipe.head_alone or same_tokenizer(rounded, trunk.image_tokenizer)
         start_from(self.trained.model, trunk.model, same)
         if self.trained.captions is not None:
             start_text(self.trained.captions.encoder, trunk)

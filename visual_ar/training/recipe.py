@@ -200,7 +200,8 @@ class GeneratorRecipe(Recipe):
         trunk: name of the recipe whose trained model this one starts from; its run lies beside
             this one's, or it is bundled. Its text encoder stays as it is, so that a bundle can
             share it. Nothing starts from random weights.
-        tokenizer: name of the tokenizer's recipe; its run lies beside this one's.
+        tokenizer: name of the tokenizer's recipe; its run lies beside this one's. Left out where
+            the head learns alone, for the tokens of its trunk.
         head: "categorical" over a code book; for a tokenizer of bits "bits" (one classifier each)
             or "subcodes" (a few softmaxes one after the other).
         splits: splits of the dataset that are trained on.
@@ -254,6 +255,11 @@ class GeneratorRecipe(Recipe):
             )
         if self.head_alone and not (self.trunk and self.head == "subcodes"):
             raise ValueError(f"{self.name}: head_alone needs a trunk and head 'subcodes'")
+        if self.head_alone and self.tokenizer:
+            raise ValueError(
+                f"{self.name}: tokenizer must be left out with head_alone, which learns the tokens "
+                f"of its trunk, got {self.tokenizer!r}"
+            )
         unused = "flip" if self.head == "categorical" else "soft"
         if getattr(self, unused):
             raise ValueError(

@@ -20,7 +20,7 @@ from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 
 _HEADS = re.compile(r"^(norm|output)s\.\d+(?=\.weight$)")
-_OF_TOKENS = re.compile(r"^(tok_embeddings|output)\.")
+_OF_TOKENS = re.compile(r"^(tok_embeddings|outputs?)\.")
 
 
 def find_trunk(recipe: str, runs: Path) -> Path:
