@@ -219,7 +219,8 @@ class SubcodeLlamaGen(BitLlamaGen):
         model = cls(**config, subcodes=options["subcodes"])
         model.load_state_dict(base.state_dict(), strict=False)
         model.output.start_as(base.output.weight.detach().float())
-        return model.to(base.device, base.dtype)
+        model = model.to(base.device)
+        return model if model.dtype == base.dtype else model.to(base.dtype)
 
     def _head(self) -> nn.Module:
         return SubcodeHead(self.config.dim, self.bits, self.config.subcodes)
