@@ -18,6 +18,7 @@ from visual_ar.models.bitwise import BitLlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.training import load_recipe, run
+from visual_ar.training.binary_tokenizer import start_decoder
 from visual_ar.training.bit_codes import DrawnBits, cached_bits, flip
 from visual_ar.training.generator import mislead
 from visual_ar.training.pictures import to_float
@@ -232,7 +233,7 @@ def test_every_bundled_recipe_of_bits_trains_and_draws(
                 load_file(tmp_path / run / "model" / WEIGHTS)
                 for run in (name, name.replace("decoder", "tokenizer"))
             )
-            alike = {key: torch.equal(value, theirs[key]) for key, value in ours.items()}
+            alike = {k: k in theirs and torch.equal(v, theirs[k]) for k, v in ours.items()}
             assert all(alike[key] == key.startswith("encoder.") for key in alike), name
         if name.endswith(("tokenizer", "decoder")) or name == "emoji":
             continue
@@ -307,6 +308,31 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
     recipe.write_text(TOKENIZER.replace("bit_groups = 2", "codebook_size = 2"))
     with pytest.raises(ValueError, match="unknown key 'codebook_size'"):
         run(recipe, data, tmp_path / "out")
+
+
+def test_a_deeper_decoder_starts_where_the_trained_one_ended(trained: Path) -> None:
+    shallow = BinaryTokenizer.from_pretrained(trained / "bits" / "model")
+    sizes = {"channels": 4, "channel_multipliers": (1, 2, 2), "bits": 6, "norm_groups": 2}
+    deep = BinaryTokenizer(**sizes, residual_blocks=1, decoder_blocks=3)
+    start_decoder(deep, shallow.state_dict())
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    tokens = shallow.encode(pixels)
+    assert torch.equal(deep.encode(pixels), tokens)
+    assert torch.equal(deep.decode(tokens, (4, 4)), shallow.decode(tokens, (4, 4)))
+    assert len(deep.state_dict()) > len(shallow.state_dict())
+    deep.reconstruct(deep.lookup(tokens, (4, 4))).square().sum().backward()
+    fresh = deep.decoder.mid_block[2].conv2.weight.grad
+    assert fresh is not None and fresh.abs().max() > 0
+    for other in (
+        BinaryTokenizer(**sizes, residual_blocks=2),
+        BinaryTokenizer(**sizes | {"bits": 5}, residual_blocks=1),
+    ):
+        with pytest.raises(ValueError, match=r"unlike in encoder\."):
+            start_decoder(other, shallow.state_dict())
+    with pytest.raises(ValueError, match=r"unlike in decoder\."):
+        start_decoder(BinaryTokenizer(**sizes, residual_blocks=1), deep.state_dict())
+    with pytest.raises(ValueError, match="decoder_blocks must be at least 1, got 0"):
+        BinaryTokenizer(**sizes, residual_blocks=1, decoder_blocks=0)
 
 
 def test_bits_are_computed_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

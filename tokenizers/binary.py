@@ -142,11 +142,13 @@ class BinaryTokenizer(BitTokenizer):
     Args:
         channels: width at full resolution, in units of which the multipliers count.
         channel_multipliers: one per resolution, finest first; each but the last halves the sides.
-        residual_blocks: per resolution and in the middle, in encoder and decoder.
+        residual_blocks: per resolution and in the middle.
         bits: d, at least 1.
         bit_groups: groups of bits in the entropy loss, see `GroupedLookupFreeQuantizer`; nothing
             else depends on it.
         norm_groups: groups of every group norm.
+        decoder_blocks: `residual_blocks` of the decoder where it is deeper than the encoder; None
+            is as many, as in all published checkpoints.
 
     Raises:
         ValueError: a size is below 1, a width is not a multiple of `norm_groups`, or the bits do
@@ -162,14 +164,20 @@ class BinaryTokenizer(BitTokenizer):
         bits: int = 18,
         bit_groups: int = 1,
         norm_groups: int = 32,
+        decoder_blocks: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"channels": channels, "residual_blocks": residual_blocks}
+        of_decoder = residual_blocks if decoder_blocks is None else decoder_blocks
+        sizes = {
+            "channels": channels,
+            "residual_blocks": residual_blocks,
+            "decoder_blocks": of_decoder,
+        }
         check_sizes(sizes, channels, tuple(channel_multipliers), norm_groups)
         self.quantize = GroupedLookupFreeQuantizer(bits, bit_groups)
-        shape = (channels, tuple(channel_multipliers), residual_blocks, bits, norm_groups)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        widths, rest = (channels, tuple(channel_multipliers)), (bits, norm_groups)
+        self.encoder = Encoder(*widths, residual_blocks, *rest)
+        self.decoder = Decoder(*widths, of_decoder, *rest)
 
     @property
     def downsample(self) -> int:

@@ -58,7 +58,10 @@ def train(
     set_threads(threads)
     place = str(resolve_device(device))
     from visual_ar.training import run, run_all
+    from visual_ar.training.memory import keep_freed_memory
 
+    if place == "cpu":
+        keep_freed_memory()
     logs = output / "*" / "log.csv" if recipe == "all" else output / "log.csv"
     typer.echo(f"Training {recipe} on {place}; follow it in {logs}", err=True)
     if recipe == "all":

@@ -6,8 +6,11 @@ form of the quantizer that the recipe names; the loop and the other losses are t
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from visual_ar.tokenizers.binary import BinaryTokenizer
@@ -22,6 +25,7 @@ from visual_ar.tokenizers.quantizers import Quantized
 from visual_ar.training.recipe import Binary
 from visual_ar.training.tokenizer import TokenizerTraining
 
+_DEEPER = re.compile(r"^decoder\.(up\.\d+\.block|mid_block)\.[1-9]\d*\.")
 RAMP = 3.0  # the entropy weight starts at so many times its value
 
 
@@ -36,14 +40,12 @@ class BinaryTokenizerTraining(TokenizerTraining):
     def _build(self) -> BinaryTokenizer:
         model = BinaryTokenizer(**self.recipe.model)
         if self.recipe.encoder:
-            trained = self._trained()
-            for key, value in model.state_dict().items():
-                theirs = trained.get(key)
-                if theirs is None or theirs.shape != value.shape:
-                    raise ValueError(
-                        f"model must be that of {self.recipe.encoder}, unlike in {key}"
-                    )
-            model.load_state_dict(trained)
+            try:
+                start_decoder(model, self._trained())
+            except ValueError as problem:
+                raise ValueError(
+                    f"model must be that of {self.recipe.encoder}, {problem}"
+                ) from None
             model.encoder.requires_grad_(False)
         return model
 
@@ -106,3 +108,26 @@ class BinaryTokenizerTraining(TokenizerTraining):
 
     def _restore_tokens(self, state: dict[str, Any]) -> None:
         """Nothing: the quantizers have no state."""
+
+
+@torch.no_grad()
+def start_decoder(model: BinaryTokenizer, trained: Mapping[str, Tensor]) -> None:
+    """Gives a tokenizer the weights of a trained one, whose decoder may have fewer blocks.
+
+    Blocks that the trained decoder lacks start as the identity, so that the new tokenizer draws
+    what the trained one draws (Chen et al. 2016, "Net2Net", section 2.2).
+
+    Raises:
+        ValueError: anything else differs; names the parameter.
+    """
+    state = model.state_dict()
+    for key, value in state.items():
+        if key in trained and trained[key].shape == value.shape:
+            value.copy_(trained[key])
+        elif key in trained or not _DEEPER.match(key):
+            raise ValueError(f"unlike in {key}")
+        elif key.endswith(".conv2.weight"):
+            value.zero_()
+    missing = trained.keys() - state.keys()
+    if missing:
+        raise ValueError(f"unlike in {min(missing)}")
