@@ -13,7 +13,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.evaluation import machine, probes, speed
 from visual_ar.evaluation.speed import Schedule, bench, parse_method
-from visual_ar.evaluation.speed_summary import Trial, speedup, spread, summarise
+from visual_ar.evaluation.speed_summary import Trial, identical, speedup, spread, summarise
 from visual_ar.evaluation.speed_table import render
 from visual_ar.evaluation.workload import Workload
 from visual_ar.models.llamagen import LlamaGen
@@ -253,6 +253,17 @@ def test_passes_after_a_picture_s_end_are_not_its_own():
     assert row["passes_per_batch"] == 2
     assert row["step_compression"] == 2
     assert row["accepted_length"] == {"mean": 2.0, "histogram": {"2": 1}}
+
+
+def test_a_token_of_bits_counts_once_however_many_bits_it_has():
+    """Two tokens of four bits; one bit of the second is another."""
+    bits = torch.zeros(1, 2, 4, dtype=torch.bool)
+    other = bits.clone()
+    other[0, 1, 2] = True
+    ours, theirs = (trial(1.0)._replace(tokens=tokens, spent=0.5) for tokens in (bits, other))
+    assert summarise([[ours]], [[theirs]])["total_variation"] == 0.25
+    compared = identical([[ours]], [[theirs]])
+    assert compared == {"pictures": 0.0, "tokens": 0.5, "mismatch_rate": 0.5}
 
 
 def test_spread_is_the_median_and_the_outer_tenths():

@@ -21,7 +21,7 @@ class Trial(NamedTuple):
         detokenise: seconds from tokens to pixels.
         committed: int64 [passes, B], tokens committed by every pass.
         head_evaluations: evaluations of the model's head, summed over the pictures.
-        tokens: int64 [B, N] in decode order.
+        tokens: int64 [B, N] or, of bits, bool [B, N, d], in decode order.
         peak_memory: bytes allocated on the device at most, None where that cannot be told.
         spent: total variation that a lossy rule spent, summed over all tokens; None if lossless.
         draft_evaluations: steps of a draft head, summed over the pictures.
@@ -46,6 +46,11 @@ class Trial(NamedTuple):
     def pictures(self) -> int:
         """Number of pictures B."""
         return self.tokens.shape[0]
+
+    @property
+    def token_count(self) -> int:
+        """Number of tokens B N; one of bits counts once, however many bits it has."""
+        return self.tokens.shape[0] * self.tokens.shape[1]
 
 
 Rounds = Sequence[Sequence[Trial]]
@@ -105,7 +110,7 @@ def accepted_length(trials: Sequence[Trial]) -> dict[str, Any]:
 def total_variation(trials: Sequence[Trial]) -> float | None:
     """What a lossy rule spent on a token on average, see `Rule.spent`; None if lossless."""
     spent = [trial.spent for trial in trials if trial.spent is not None]
-    return sum(spent) / sum(trial.tokens.numel() for trial in trials) if spent else None
+    return sum(spent) / sum(trial.token_count for trial in trials) if spent else None
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -129,7 +134,7 @@ def identical(rounds: Rounds, baseline: Rounds) -> dict[str, float]:
     """Shares of tokens and of pictures that equal the baseline's with the same seeds."""
     equal = torch.cat(
         [
-            ours.tokens == theirs.tokens
+            _equal(ours.tokens, theirs.tokens)
             for some, others in zip(rounds, baseline, strict=True)
             for ours, theirs in zip(some, others, strict=True)
         ]
@@ -140,3 +145,9 @@ def identical(rounds: Rounds, baseline: Rounds) -> dict[str, float]:
         "tokens": tokens,
         "mismatch_rate": 1.0 - tokens,
     }
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Which tokens are the same, all bits of a token together: bool [B, N]."""
+    same = ours == theirs
+    return same.all(-1) if same.dim() == 3 else same
