@@ -1,5 +1,6 @@
 """Guards of the layout: the path shims, the shadowed name, lazy imports and the wheel's content."""
 
+import ast
 import importlib
 import shutil
 import subprocess
@@ -9,12 +10,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import visual_ar
 from visual_ar import accel, assets, tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tokenizers", "accel", "app", "assets")
+OTHER_NAMES = {"PIL": "pillow", "open_clip": "open_clip_torch"}  # import -> distribution
+NOT_DECLARED = {"cuda", "flashinfer"}  # the first comes with torch, the second is used if present
 
 
 def run(code: str, cwd: Path) -> str:
@@ -39,6 +44,27 @@ def modules() -> list[str]:
     """Returns the dotted names of all modules of the project."""
     names = (".".join(installed(file).with_suffix("").parts) for file in files("*.py"))
     return [name.removesuffix(".__init__") for name in names if name != "visual_ar.__main__"]
+
+
+def imports() -> set[str]:
+    """Returns the top-level names of other projects that the project imports anywhere."""
+    names = set()
+    for file in files("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module))
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"visual_ar"}
+
+
+def requirements() -> dict[str, Requirement]:
+    """Returns what an installation brings, with every extra but that of the tests, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *(extras[name] for name in extras if name != "test")]
+    found = [Requirement(text) for texts in lists for text in texts]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -90,6 +116,16 @@ def test_every_package_is_listed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for file in files("*.py"):
         assert ".".join(installed(file).parent.parts) in settings["packages"]
+
+
+def test_everything_imported_is_declared():
+    needed = {canonicalize_name(OTHER_NAMES.get(name, name)) for name in imports() - NOT_DECLARED}
+    assert needed <= requirements().keys()
+
+
+def test_gradio_is_new_enough_for_the_page():
+    # `run_history` of `mount_gradio_app`, which app/demo.py gives, is not in 6.23.
+    assert not requirements()["gradio"].specifier.contains("6.23.0")
 
 
 def test_wheel_holds_everything_and_imports(tmp_path):
