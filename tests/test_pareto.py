@@ -160,9 +160,18 @@ def test_the_command_writes_a_chart_and_draws_nothing_twice(
     [
         (["--suite", "fast"], "suite must be one of pareto, families, got 'fast'"),
         (["--suite", "pareto", "--data", "nowhere"], "which does not exist; visual-ar data emoji"),
+        (["--output", "out"], "output must be left out without --suite, got out"),
+        (["--data", "one"], "data must be left out without --suite, got one"),
+        (["--asked", "9"], "asked must be left out without --suite, got 9"),
+        (["--suite", "pareto", "--data", "one", "--data", "two"], "data must be given once with"),
+        (["--suite", "families", "-m", "emoji"], "model must be left out with --suite families"),
+        (["--suite", "families", "--output", "out"], "output must be left out with --suite"),
+        (["--suite", "families", "--draft-model", "one"], "draft_model must be left out with"),
+        (["--suite", "families", "--methods", "a b"], "methods must be left out with --suite"),
+        (["--suite", "families", "--asked", "9"], "asked must be left out without --data, which"),
     ],
 )
-def test_bad_suites_are_refused_before_any_work(words, message):
-    result = CliRunner().invoke(app, ["bench", *words])
+def test_bad_suites_and_options_of_others_are_refused_before_any_work(words, message):
+    result = CliRunner().invoke(app, ["bench", "--device", "none", *words])
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())

@@ -7,7 +7,7 @@ import typer
 
 from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
-from visual_ar.cli.suites import Suite, families, pareto
+from visual_ar.cli.suites import ASKED, Suite, check_options, families, pareto
 
 if TYPE_CHECKING:
     from visual_ar.evaluation.workload import Options
@@ -29,8 +29,13 @@ app.command("loop")(bench_kernels.loop)
 def bench(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-    ] = "emoji",
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Bundled name, model folder or Hugging Face id. [dim]Default: emoji.[/dim]",
+        ),
+    ] = None,
     draft_model: Annotated[
         str | None,
         typer.Option(
@@ -72,12 +77,20 @@ def bench(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for the document and the chart.", rich_help_panel=SUITE)
-    ] = Path("pareto"),
+        Path | None,
+        typer.Option(
+            help="Folder for the document and the chart of pareto. [dim]Default: pareto.[/dim]",
+            rich_help_panel=SUITE,
+        ),
+    ] = None,
     asked: Annotated[
-        int,
-        typer.Option(min=2, help="Prompts to measure quality on.", rich_help_panel=SUITE),
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=2,
+            help="Prompts to measure quality on. [dim]Default: 100.[/dim]",
+            rich_help_panel=SUITE,
+        ),
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Pictures of a round.", rich_help_panel=AMOUNT)] = 4,
     batch: Annotated[
         int | None,
@@ -157,9 +170,12 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     options = _options(guidance, temperature, top_k, top_p, plain)
+    given = {"model": model, "draft_model": draft_model, "methods": methods}
+    check_options(suite, data, {**given, "output": output, "asked": asked})
+    model, asked = "emoji" if model is None else model, asked or ASKED
     extra = None
-    if suite is not None and suite != "families":
-        extra = Suite(suite, (data or [Path("data/emoji")])[0], output, asked)
+    if suite == "pareto":
+        extra = Suite((data or [Path("data/emoji")])[0], output or Path("pareto"), asked)
     dataset = None if extra is None else extra.open()
     set_threads(threads)
     from rich.console import Console
@@ -174,11 +190,6 @@ def bench(
     schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
     chosen = [spec for given in methods or () for spec in given.split()]
     if suite == "families":
-        if chosen or draft_model is not None:
-            raise ValueError(
-                "methods and draft_model must be left out with the suite families, "
-                f"got {chosen or draft_model}"
-            )
         pipes = {name: load(name, device, dtype) for name in bundled()}
         families(
             pipes,

@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from visual_ar.evaluation.workload import Options
     from visual_ar.pipeline import VisualARPipeline
 
-SUITES = ("pareto", "families")
+REFUSED: dict[str | None, tuple[str, ...]] = {
+    None: ("data", "output", "asked"),
+    "pareto": (),
+    "families": ("model", "draft_model", "methods", "output"),
+}
+"""Suite, or None for a bench without -> options that it has no use for."""
+ASKED = 100
+"""Prompts that the quality is measured on, if no other number is asked for."""
 RESOLUTION, BATCH = 128, 20  # of the feature network
 
 
 class Suite(NamedTuple):
-    """What a suite is asked for beside a bench.
+    """What the suite pareto is asked for beside a bench.
 
     Attributes:
-        name: of `SUITES`.
         data: prepared dataset of the model, a folder or a pack.
         output: folder for the document and the chart.
         asked: prompts that the quality is measured on.
@@ -30,7 +36,6 @@ class Suite(NamedTuple):
         batch: pictures drawn at once for the quality.
     """
 
-    name: str
     data: Path
     output: Path
     asked: int
@@ -41,14 +46,12 @@ class Suite(NamedTuple):
         """Reads the dataset, once the output is known to be writable.
 
         Raises:
-            ValueError: an unknown suite, or the folder is not a dataset.
+            ValueError: the folder is not a dataset.
             FileNotFoundError: there is no dataset.
             OSError: the output cannot be written.
         """
         from visual_ar.data import load
 
-        if self.name not in SUITES:
-            raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {self.name!r}")
         check_output_folder(self.output)
         if not self.data.exists():
             raise FileNotFoundError(
@@ -56,6 +59,34 @@ class Suite(NamedTuple):
                 f"visual-ar data emoji --output {self.data} prepares it"
             )
         return load(self.data)
+
+
+def check_options(
+    suite: str | None, data: Sequence[Path] | None, others: Mapping[str, Any]
+) -> None:
+    """Makes sure, before any work, that nothing was asked for that would be passed over.
+
+    Args:
+        suite: its name, None for a bench without.
+        data: the option of that name.
+        others: option -> value, None where it was left out.
+
+    Raises:
+        ValueError: there is no such suite, or it has no use for an option or for a second dataset.
+    """
+    if suite not in REFUSED:
+        names = ", ".join(filter(None, REFUSED))
+        raise ValueError(f"suite must be one of {names}, got {suite!r}")
+    where = "without --suite" if suite is None else f"with --suite {suite}"
+    for name, value in {"data": data, **others}.items():
+        if name in REFUSED[suite] and value is not None:
+            raise ValueError(f"{name} must be left out {where}, got {_told(value)}")
+    if suite == "pareto" and data is not None and len(data) > 1:
+        raise ValueError(f"data must be given once {where}, got {_told(data)}")
+    if suite == "families" and data is None and others["asked"] is not None:
+        raise ValueError(
+            f"asked must be left out without --data, which tells the quality, got {others['asked']}"
+        )
 
 
 def pareto(
@@ -160,6 +191,10 @@ def families(
         echo_json(document)
     else:
         Console().print(render_families(document))
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
