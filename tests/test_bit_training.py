@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from visual_ar import loading
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
@@ -308,6 +308,20 @@ def test_what_does_not_fit_is_refused(data: Path, trained: Path, tmp_path: Path)
     recipe.write_text(TOKENIZER.replace("bit_groups = 2", "codebook_size = 2"))
     with pytest.raises(ValueError, match="unknown key 'codebook_size'"):
         run(recipe, data, tmp_path / "out")
+
+
+def test_a_decoder_does_not_go_on_beside_another_encoder(data: Path, trained: Path) -> None:
+    recipe, output = trained / "kept.toml", trained / "kept"
+    recipe.write_text(TOKENIZER.replace("shift = 1", 'shift = 1\nencoder = "bits"'))
+    run(recipe, data, output)
+    run(recipe, data, output)
+    weights = trained / "bits" / "model" / WEIGHTS
+    kept = load_file(weights)
+    other = kept | {"encoder.conv_in.weight": kept["encoder.conv_in.weight"] + 1}
+    save_file(other, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained with other weights of the encoder"):
+        run(recipe, data, output)
+    save_file(kept, weights, metadata={"format": "pt"})
 
 
 def test_a_deeper_decoder_starts_where_the_trained_one_ended(trained: Path) -> None:

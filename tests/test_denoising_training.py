@@ -132,6 +132,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_gives_a_pipeline(
     pipe.set_progress_bar_config(disable=True)
     assert pipe("red apple", seeds=1).images[0].size == (8, 8)
 
+    base["output.weight"] += 1
+    save_file(base, runs / "tiny" / "pipeline" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained with other weights of the base"):
+        train(runs, "parts")
+
 
 def test_a_class_conditional_generator_learns_too(tmp_path: Path, make_tiny_pipeline: Any) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), np.uint8)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.data.dataset import Dataset, digest, save
@@ -102,6 +102,14 @@ def test_a_resumed_head_equals_an_uninterrupted_one(
     assert set(quality) == {*CHAIN, "accepted_length", "window", "held_out_pictures"}
     assert all(0 < quality[key] <= 1 for key in CHAIN)
     assert 1 <= quality["accepted_length"] <= quality["window"] == 5
+
+    path = tmp_path / "emoji" / "pipeline" / "model" / "diffusion_pytorch_model.safetensors"
+    trained = load_file(path)
+    other = trained | {"output.weight": trained["output.weight"] + 1}
+    save_file(other, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained with other weights of the base"):
+        run(recipe, data, parts)
+    save_file(trained, path, metadata={"format": "pt"})
 
     base = VisualARPipeline.from_pretrained(tmp_path / "emoji" / "pipeline")
     pipe = VisualARPipeline.from_pretrained(whole / "pipeline")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from visual_ar.accel.hybrid import HybridDecoding
@@ -241,6 +241,9 @@ def test_a_resumed_tokenizer_equals_an_uninterrupted_one(
     assert (whole / "samples.png").stat().st_size > 0
     assert isinstance(VQTokenizer.from_pretrained(whole / "model"), VQTokenizer)
     assert not list(whole.glob("*.part"))
+    recipe.write_text(TOKENIZER.replace("shift = 1", "shift = 2"))
+    with pytest.raises(ValueError, match="checkpoint was trained with shift 1, got 2"):
+        run(recipe, data, parts)
 
 
 def test_a_resumed_generator_equals_an_uninterrupted_one(
@@ -271,6 +274,13 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     pipe.scheduler = SequentialDecoding()
     assert pipe("alias", seeds=1).images[0].size == (pipe.config.width, pipe.config.height)
     assert (whole / "pipeline" / "model" / "config.json").read_text().count(str(tmp_path)) == 0
+
+    weights = tmp_path / "emoji_tokenizer" / "model" / "diffusion_pytorch_model.safetensors"
+    other = load_file(weights)
+    other["decoder.conv_out.bias"] += 1
+    save_file(other, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained with other weights of the tokenizer"):
+        run(generator, data, parts)
 
 
 def test_a_parallel_generator_starts_from_a_next_token_trunk(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visual_ar import loading
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.binary_quantizers import (
     BinaryQuantizer,
@@ -37,11 +39,17 @@ class BinaryTokenizerTraining(TokenizerTraining):
         assert self.recipe.binary is not None
         return self.recipe.binary
 
+    def _fingerprints(self) -> dict[str, str]:
+        if not self.recipe.encoder:
+            return {}
+        return {"encoder": loading.fingerprint(self._trained_folder())}
+
     def _build(self) -> BinaryTokenizer:
         model = BinaryTokenizer(**self.recipe.model)
         if self.recipe.encoder:
             try:
-                start_decoder(model, self._trained())
+                trained = BinaryTokenizer.from_pretrained(self._trained_folder())
+                start_decoder(model, trained.state_dict())
             except ValueError as problem:
                 raise ValueError(
                     f"model must be that of {self.recipe.encoder}, {problem}"
@@ -49,14 +57,14 @@ class BinaryTokenizerTraining(TokenizerTraining):
             model.encoder.requires_grad_(False)
         return model
 
-    def _trained(self) -> dict[str, Tensor]:
-        """The weights of the run whose encoder this one keeps."""
+    def _trained_folder(self) -> Path:
+        """The tokenizer of the run whose encoder this one keeps."""
         path = self.output.parent / self.recipe.encoder / "model"
         if not path.is_dir():
             raise FileNotFoundError(
                 f"the encoder must be trained first: recipe {path.parent.name} into {path.parent}"
             )
-        return BinaryTokenizer.from_pretrained(path).state_dict()
+        return path
 
     def _prepare(self) -> None:
         config, kappa = self.model.config, self._options.inverse_temperature

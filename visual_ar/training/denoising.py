@@ -42,6 +42,7 @@ from visual_ar.training.state import (
     Clock,
     Log,
     build_optimisers,
+    check_resumed,
     learning_rate,
     load_checkpoint,
     progress_state,
@@ -74,7 +75,8 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         if base.dataset != data.name:
             raise ValueError(f"base must be trained on {data.name}, got {base.dataset}")
         self.base = base
-        self.fingerprint = loading.fingerprint(run / "pipeline" / "model")
+        self.sources = {"base": loading.fingerprint(run / "pipeline" / "model")}
+        check_resumed(output, recipe, self.sources)
         self.pipe = VisualARPipeline.from_pretrained(run / "pipeline").to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.tokenizer, self.encoder = self.pipe.image_tokenizer, self.pipe.text_encoder
@@ -222,12 +224,12 @@ class DenoisingTraining(Training[DenoisingRecipe]):
             scheduler,
         )
         save_delta(
-            self.averaged, self.recipe.base, self.fingerprint, scheduler, self.output / "delta"
+            self.averaged, self.recipe.base, self.sources["base"], scheduler, self.output / "delta"
         )
 
     def _state(self) -> dict[str, Any]:
         return {
-            "base": self.fingerprint,
+            **self.sources,
             "denoiser": self.model.denoiser.state_dict(),
             **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }
@@ -236,11 +238,6 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         state = load_checkpoint(self.output)
         if state is None:
             return
-        if state["base"] != self.fingerprint:
-            raise ValueError(
-                f"{self.output} must be a new folder: its checkpoint belongs to other weights of "
-                f"{self.recipe.base}"
-            )
         self.model.denoiser.load_state_dict(state["denoiser"])
         restore_progress(state, self.clock, self.average, self.optimisers)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visual_ar import loading
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.cache import KVCache
 from visual_ar.data.dataset import Dataset
@@ -32,6 +33,7 @@ from visual_ar.training.state import (
     Clock,
     Log,
     build_optimisers,
+    check_resumed,
     learning_rate,
     load_checkpoint,
     progress_state,
@@ -69,7 +71,10 @@ class DraftTraining(Training[DraftRecipe]):
         self, recipe: DraftRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
-        self.pipe = _load_base(output.parent / recipe.base / "pipeline").to(device)
+        base = output.parent / recipe.base / "pipeline"
+        self.pipe = _load_base(base).to(device)
+        self.sources = {"base": loading.fingerprint(base / "model")}
+        check_resumed(output, recipe, self.sources)
         self.target: LlamaGen = self.pipe.model.requires_grad_(False)
         self.codes = cached_codes(
             self.pipe.image_tokenizer,
@@ -177,6 +182,7 @@ class DraftTraining(Training[DraftRecipe]):
 
     def _state(self) -> dict[str, Any]:
         return {
+            **self.sources,
             "head": self.head.state_dict(),
             **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }

@@ -44,6 +44,7 @@ from visual_ar.training.state import (
     Clock,
     Log,
     build_optimisers,
+    check_resumed,
     derived_seed,
     learning_rate,
     load_checkpoint,
@@ -100,6 +101,8 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             folder = find_trunk(recipe.trunk, output.parent)
             self.trunk = VisualARPipeline.from_pretrained(folder)
         self.tokenizer = self._load_tokenizer().to(device)
+        self.sources = self._fingerprints()
+        check_resumed(output, recipe, self.sources)
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
         self.codes = self._tokens_of(pictures)
@@ -161,6 +164,16 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         if recipe.head_alone and self.trunk is not None:
             return self.trunk.image_tokenizer.requires_grad_(False)
         return _load_tokenizer(self.output.parent / recipe.tokenizer / "model", recipe.head)
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of what the recipe reads of other runs."""
+        recipe, runs = self.recipe, self.output.parent
+        folders = {}
+        if recipe.trunk:
+            folders["trunk"] = find_trunk(recipe.trunk, runs) / "model"
+        if not recipe.head_alone:
+            folders["tokenizer"] = runs / recipe.tokenizer / "model"
+        return {option: loading.fingerprint(folder) for option, folder in folders.items()}
 
     def _start_from(self, trunk: VisualARPipeline) -> None:
         """Takes over what the trunk knows; its text encoder stays as it is."""
@@ -281,17 +294,17 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         )
         if self.recipe.head_alone:
             assert isinstance(averaged.model, SubcodeLlamaGen)
-            trunk = find_trunk(self.recipe.trunk, self.output.parent)
             save_delta(
                 averaged.model,
                 bundle_name(self.recipe.trunk),
-                loading.fingerprint(trunk / "model"),
+                self.sources["trunk"],
                 SpeculativeJacobiDecoding(),
                 self.output / "delta",
             )
 
     def _state(self) -> dict[str, Any]:
         return {
+            **self.sources,
             "trained": self.trained.state_dict(),
             **progress_state(self.recipe, self.clock, self.average, self.optimisers),
         }

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,8 @@ from visual_ar.training.muon import Muon
 from visual_ar.training.recipe import Optimiser, Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
+# What a run may go on with otherwise: none of it changes what one step learns but by the schedule.
+FREE = ("name", "steps", "minutes", "logging", "sampling")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -162,6 +164,74 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     with safe_open(path, "pt") as file:
         skeleton = json.loads(file.metadata()["state"])
         return _join(skeleton, file)
+
+
+def check_resumed(directory: Path, recipe: Recipe, sources: Mapping[str, str]) -> None:
+    """Makes sure that the checkpoint in a folder, if there is one, is of this very run.
+
+    Only the entries that it compares are read, so that a wrong folder is refused before any work.
+
+    Args:
+        directory: folder of the run.
+        recipe: of the run; what is in `FREE` may differ.
+        sources: fingerprints of the weights that the run reads beside its data, by the option that
+            names them; what an older checkpoint does not tell of them is not compared.
+
+    Raises:
+        ValueError: the checkpoint is of another recipe, or of other weights.
+    """
+    stored = _read_entries(directory, ("recipe", *sources))
+    if stored is None:
+        return
+    rule = f"{directory} must be a new folder: its checkpoint was trained with"
+    for key, before, now in _changes(stored["recipe"], recipe):
+        if key.partition(".")[0] not in FREE:
+            raise ValueError(f"{rule} {key} {before!r}, got {now!r}")
+    for key, now in sources.items():
+        before = stored.get(key, now)
+        if before != now:
+            raise ValueError(
+                f"{rule} other weights of the {key}, of fingerprint {before[:12]}, got {now[:12]}"
+            )
+
+
+def _read_entries(directory: Path, names: Sequence[str]) -> dict[str, Any] | None:
+    """Some entries of a checkpoint, those that it has; None where there is no checkpoint."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        entries = dict(json.loads(file.metadata()["state"])["dict"])
+        return {name: _join(entries[name], file) for name in names if name in entries}
+
+
+def _changes(
+    stored: dict[str, Any], options: Any, where: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Where a dataclass differs from what a checkpoint tells of it: key, stored and given value.
+
+    An option that an older checkpoint does not tell had its default.
+    """
+    for field in dataclasses.fields(options):
+        key, now = where + field.name, getattr(options, field.name)
+        before = stored.get(field.name, _default(field, now))
+        if dataclasses.is_dataclass(now) and isinstance(before, dict):
+            yield from _changes(before, now, f"{key}.")
+        elif _plain(before) != _plain(now):
+            yield key, before, now
+
+
+def _default(field: dataclasses.Field[Any], otherwise: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return otherwise
+
+
+def _plain(value: Any) -> Any:
+    """A value as a checkpoint gives it back, which has lists for tuples."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def _split(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

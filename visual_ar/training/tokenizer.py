@@ -28,6 +28,7 @@ from visual_ar.training.state import (
     Clock,
     Log,
     build_optimisers,
+    check_resumed,
     learning_rate,
     load_checkpoint,
     random_numbers,
@@ -51,6 +52,8 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         self, recipe: TokenizerRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
+        self.sources = self._fingerprints()
+        check_resumed(output, recipe, self.sources)
         pictures = torch.from_numpy(data.pictures)
         self.train_pictures = pictures[data.indices("train")]
         self.test_pictures = pictures[data.indices(TEST_SPLITS[recipe.dataset])][:TEST_PICTURES]
@@ -65,6 +68,10 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         self.clock = Clock(recipe)
         self._restore()
         self.log = Log(output / "log.csv", self.clock.step)
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of what the recipe reads of other runs, see `check_resumed`."""
+        return {}
 
     def _build(self) -> VQTokenizer | BinaryTokenizer:
         return VQTokenizer(**self.recipe.model)
@@ -207,6 +214,7 @@ class TokenizerTraining(Training[TokenizerRecipe]):
 
     def _state(self) -> dict[str, Any]:
         return {
+            **self.sources,
             "recipe": dataclasses.asdict(self.recipe),
             "clock": self.clock.state(),
             "tokens": self._token_state(),
