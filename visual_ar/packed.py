@@ -12,23 +12,31 @@ from torch import Tensor
 
 _MOST_ROWS = 32
 _LEAST_WEIGHTS = 1 << 19  # below, a call costs more than the order gains
+_SAMPLED = 16
 _PACKED_FOR = 16  # rows; the order found for one row is slow for two, this one is good for all
 
 
 class _Met(NamedTuple):
-    """Weights that multiplied once: whose, where, and after how many changes in place."""
+    """Weights that multiplied once: whose, where, after how many changes in place, and a sample.
+
+    Changes through `.data`, by which adapters are merged, count nowhere; the sample sees those that
+    reach every row or every column.
+    """
 
     weight: weakref.ref[Tensor]
     address: int
     version: int
+    sample: Tensor
 
     @classmethod
     def now(cls, weight: Tensor) -> _Met:
-        return cls(weakref.ref(weight), weight.data_ptr(), weight._version)
+        sample = _sample(weight).clone()
+        return cls(weakref.ref(weight), weight.data_ptr(), weight._version, sample)
 
     def again(self, weight: Tensor) -> bool:
         same = self.weight() is weight and self.address == weight.data_ptr()
-        return same and self.version == weight._version
+        unchanged = same and self.version == weight._version
+        return unchanged and torch.equal(_sample(weight), self.sample)
 
 
 class Packed:
@@ -69,6 +77,12 @@ class Packed:
             together = weights[0] if len(weights) == 1 else torch.cat(weights)
             self._order = torch.ops.mkldnn._reorder_linear_weight(together.detach(), _PACKED_FOR)
         return torch.ops.mkldnn._linear_pointwise(x, self._order, None, "none", [], "")
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """About `_SAMPLED` entries of a matrix, from as many rows and columns."""
+    diagonal = weight.detach().diagonal()
+    return diagonal[:: max(1, len(diagonal) // _SAMPLED)]
 
 
 def _serves(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
