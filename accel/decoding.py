@@ -73,6 +73,12 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"the layout must force {kind} for {type(model).__name__}, "
                 f"got forced of shape {list(layout.forced.shape)}"
             )
+        most = 1 if model.bits else model.vocab_size - 1
+        if bool(((layout.forced < FREE) | (layout.forced > most)).any()):
+            raise ValueError(
+                f"the layout must force tokens from 0 to {most}, or {FREE} for none, got "
+                f"{int(layout.forced.min())} to {int(layout.forced.max())}"
+            )
         self.check_layout(layout)
 
     def check_layout(self, layout: Layout) -> None:

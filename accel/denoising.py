@@ -67,8 +67,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     """Jacobi decoding with denoising, lossless as said in the module's docstring.
 
     Args:
-        window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device, as
-            judged by the runs of the widest.
+        window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
         steps: levels of noise, at least 1. A rank enters at the highest, every pass lowers it by
             one at least, and by more where the front comes near: the most that a rank may have
             falls evenly from the end of the window to the clean ranks. 1 is Jacobi decoding with

@@ -97,7 +97,7 @@ class DraftHeadDecoding(WindowedDecoding):
         state.method = HeadBuffers(
             memory=HeadMemory(state, window),
             numbers=PassNumbers(),
-            rule=self._rule.bind(tokenizer),
+            rule=self._rule.bind(tokenizer, model.device),
         )
         return state
 

@@ -9,6 +9,8 @@ ancestors only. Knows nothing about families or pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -16,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
+from visual_ar.accel.bit_rules import BitRule
 from visual_ar.accel.chain import ColumnNumbers
 from visual_ar.accel.drafters import parse_drafter
 from visual_ar.accel.drafting import Drafter, Outcome, Verdict
@@ -23,7 +26,7 @@ from visual_ar.accel.host_copy import HostCopy
 from visual_ar.accel.rule import TokenRule
 from visual_ar.accel.rules import parse_rule
 from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.tree import Tree, keep_path, shapes, visible
+from visual_ar.accel.tree import MOST_COLUMNS, Tree, keep_path, shapes, visible
 from visual_ar.accel.tree_acceptance import judge
 from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
@@ -103,6 +106,13 @@ class TreeDecoding(WindowedDecoding):
     ) -> None:
         check_window(window)
         self._branching = parse_tree(tree)
+        if adapt not in ADAPTATIONS:
+            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, got {adapt!r}")
+        if not any(map(self._fits, self.candidates if window == "auto" else (int(window),))):
+            raise ValueError(
+                f"tree {tree} with window {window} must have fewer than {MOST_COLUMNS} drafts; "
+                "make the window or the branching smaller"
+            )
         self._kind = parse_drafter(drafter, init, coupling)
         self.needs_noise = drafter == "jacobi" and coupling == "gumbel"
         most = self._kind.siblings
@@ -112,8 +122,6 @@ class TreeDecoding(WindowedDecoding):
                 f"{drafter} copies {most}; jacobi and the laws of neighbours (left-law, above-law) "
                 "have as many as there are codes"
             )
-        if adapt not in ADAPTATIONS:
-            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, got {adapt!r}")
         self._rule = _rule_of_trees(rule, drafter)
         self.lossless = self._rule.lossless
 
@@ -126,6 +134,19 @@ class TreeDecoding(WindowedDecoding):
     def adaptive(cls) -> TreeDecoding:
         """The Jacobi drafter with trees that follow each picture's past acceptance."""
         return cls(window=32, adapt="shape")
+
+    def _ladder(self, window: int) -> list[list[int]]:
+        """The shapes that trees may have with a window, as parents."""
+        trunk = max(window - 1, len(self._branching))
+        return ladder(self.config.adapt, self._branching, trunk)
+
+    def windows(self) -> tuple[int, ...]:
+        """See `WindowedDecoding.windows`."""
+        return tuple(filter(self._fits, self.candidates))
+
+    def _fits(self, window: int) -> bool:
+        """Whether the trees of a window are not too large."""
+        return max(map(len, self._ladder(window))) < MOST_COLUMNS
 
     def check(
         self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
@@ -145,10 +166,9 @@ class TreeDecoding(WindowedDecoding):
         tokenizer: VisualTokenizer | None = None,
     ) -> DecodeState:
         """See `Decoding.init`."""
-        trunk = max(window - 1, len(self._branching))
-        trees = shapes(ladder(self.config.adapt, self._branching, trunk), model.device)
+        trees = shapes(self._ladder(window), model.device)
         state = super().init(model, layout, slots, guided, trees.columns, tokenizer)
-        sizes, rule = trees.exists.sum(1), self._rule.bind(tokenizer)
+        sizes, rule = trees.exists.sum(1), self._rule.bind(tokenizer, model.device)
         assert isinstance(rule, TokenRule)
         state.method = TreeBuffers(
             trees=trees,
@@ -222,19 +242,26 @@ def parse_tree(text: str | int) -> tuple[int, ...]:
     """Children at the first depths, from a text such as "3x2".
 
     Raises:
-        ValueError: not whole numbers of at least 1 joined by x.
+        ValueError: not whole numbers of at least 1 joined by x, or more drafts than a tree holds.
     """
     parts = str(text).split("x")
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise ValueError(
             f"tree must be whole numbers of at least 1 joined by x, such as 3x2, got {text!r}"
         )
-    return tuple(int(part) for part in parts)
+    branching = tuple(map(int, parts))
+    if sum(accumulate(branching, mul)) >= MOST_COLUMNS:
+        raise ValueError(f"tree must have fewer than {MOST_COLUMNS} drafts, got {text!r}")
+    return branching
 
 
 def _rule_of_trees(rule: str, drafter: str) -> TokenRule:
     """Reads a rule. Raises ValueError unless it tests every draft by itself."""
     parsed = parse_rule(rule)
+    if isinstance(parsed, BitRule):
+        raise ValueError(
+            f"rule {rule} tests tokens of bits, of which the method jacobi drafts chains; no trees"
+        )
     if not isinstance(parsed, TokenRule):
         raise ValueError(
             f"rule {rule} judges the drafts of one chain together, and cannot judge the tree that "

@@ -42,6 +42,10 @@ class WindowedDecoding(Decoding):
 
     candidates: ClassVar[tuple[int, ...]] = CANDIDATES
 
+    def windows(self) -> tuple[int, ...]:
+        """The candidates that its options allow."""
+        return self.candidates
+
     def choose_window(
         self,
         model: TokenModel,
@@ -90,7 +94,7 @@ def tuned_window(
     known = _read()
     if key not in known:
         given = (model, layout, condition, sampling, tokenizer)
-        candidates = [window for window in method.candidates if window <= layout.length]
+        candidates = [window for window in method.windows() if window <= layout.length]
         known[key] = fastest_window(candidates, partial(tokens_a_second, method, *given))
         _write(key, known[key])
     return known[key]

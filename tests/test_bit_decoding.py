@@ -293,6 +293,17 @@ def test_what_does_not_fit_is_refused() -> None:
         forced = layout.with_forced(torch.ones(shape, dtype=torch.int64))
         with pytest.raises(ValueError, match=message):
             SequentialDecoding().check(given, forced)
+    for given, forced, message in (
+        (
+            model,
+            torch.full((2, 5, 2), 2),
+            "must force tokens from 0 to 1, or -1 for none, got 2 to 2",
+        ),
+        (codes, torch.tensor([-1, 0, 3, 1, 2]), "tokens from 0 to 2, or -1 for none, got -1 to 3"),
+        (codes, torch.tensor([-2, 0, 1, 1, 2]), "tokens from 0 to 2, or -1 for none, got -2 to 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SequentialDecoding().check(given, given.layout((5,)).with_forced(forced))
     for rule in ("bitwise", "hamming-grouped", "hamming-lantern"):
         with pytest.raises(ValueError, match=f"rule {rule} compares bits and needs a model"):
             SpeculativeJacobiDecoding(rule=rule).check(codes, codes.layout((5,)))

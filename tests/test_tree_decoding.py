@@ -194,6 +194,10 @@ def test_a_shape_that_depends_on_its_drafts_is_detected():
         ),
         ({"adapt": "often"}, "adapt must be one of none, length, shape, got 'often'"),
         ({"window": 0}, "window must be 'auto' or a whole number"),
+        ({"tree": "9x9x9"}, "tree must have fewer than 200 drafts, got '9x9x9'"),
+        ({"tree": "99999999x99999999"}, "tree must have fewer than 200 drafts"),
+        ({"tree": "12x12", "window": 64}, "tree 12x12 with window 64 must have fewer than 200"),
+        ({"rule": "bitwise"}, "rule bitwise tests tokens of bits"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -208,11 +212,18 @@ def test_what_it_cannot_serve_is_refused():
         TreeDecoding(init="nearest").check(model, layout)
     with pytest.raises(ValueError, match="needs several frames"):
         TreeDecoding(drafter="previous-frame", tree="1").check(model, layout)
-    with pytest.raises(ValueError, match="a tree must have 1 to 199 drafts"):
-        TreeDecoding(tree="9x9x9").init(model, layout, slots=1)
     model.capabilities = frozenset({"categorical"})
     with pytest.raises(ValueError, match=r"needs a model with \['trees'\]"):
         TreeDecoding().check(model, layout)
+
+
+def test_an_automatic_window_leaves_room_for_the_tree():
+    assert TreeDecoding().windows() == TreeDecoding.candidates
+    wide = TreeDecoding(tree="12x12")
+    assert wide.windows() == (1, 2, 4, 8, 16, 32)
+    model = ToyTokenModel()
+    for window in wide.windows():
+        wide.init(model, model.layout((7,)), slots=1, window=window)
 
 
 def test_a_tree_survives_its_configuration():
