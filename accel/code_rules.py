@@ -45,10 +45,10 @@ class Grouped(TokenRule):
         require(self, "distance", self.distance > 0, "above 0")
         require(self, "gap", 0 < self.gap <= 1, "in (0, 1]")
 
-    def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
+    def bind(self, tokenizer: VisualTokenizer | None, device: torch.device) -> Rule:
         self.check(tokenizer)
         assert tokenizer is not None
-        return dataclasses.replace(self, vectors=tokenizer.code_vectors())
+        return dataclasses.replace(self, vectors=tokenizer.code_vectors().to(device))
 
     def chance(
         self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None
@@ -91,10 +91,11 @@ class Lantern(TokenRule):
         most = tokenizer.codebook_size - 1
         require(self, "neighbours", self.neighbours <= most, f"at most {most} for this code book")
 
-    def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
+    def bind(self, tokenizer: VisualTokenizer | None, device: torch.device) -> Rule:
         self.check(tokenizer)
         assert tokenizer is not None
-        return dataclasses.replace(self, table=tokenizer.neighbours(self.neighbours))
+        table = tokenizer.neighbours(self.neighbours)
+        return dataclasses.replace(self, table=table.to(device))
 
     def chance(
         self, p: CategoricalLaw, q: CategoricalLaw, tokens: Tensor, depth: Tensor | None = None

@@ -146,7 +146,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
             q=torch.zeros(slots, window - 1, vocabulary, device=device),
             history=history if self.config.init in LAWS else None,
             numbers=PassNumbers(),
-            rule=self._rule.bind(tokenizer),
+            rule=self._rule.bind(tokenizer, model.device),
         )
         return state
 

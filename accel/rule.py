@@ -42,8 +42,13 @@ class Rule(ABC):
                 "as VQTokenizer; decode with tokenizer=... or through a pipeline"
             )
 
-    def bind(self, tokenizer: VisualTokenizer | None) -> Rule:
-        """The rule with the tables it reads. Raises what `check` raises."""
+    def bind(self, tokenizer: VisualTokenizer | None, device: torch.device) -> Rule:
+        """The rule with the tables it reads. Raises what `check` raises.
+
+        Args:
+            tokenizer: whose codes are compared; it may lie elsewhere, when it is offloaded.
+            device: that the laws are on.
+        """
         return self
 
     def on_bits(self) -> BitRule:

@@ -266,4 +266,4 @@ def test_rules_that_need_a_code_book_are_refused(
     tokenizer: BinaryTokenizer, rule: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"12 bits has {message}"):
-        parse_rule(rule).bind(tokenizer)
+        parse_rule(rule).bind(tokenizer, torch.device("cpu"))

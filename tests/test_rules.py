@@ -63,7 +63,7 @@ def _first_token(rule: str, tokenizer: VQTokenizer, pictures: int, measure_tv: b
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_lossy_rule_emits_the_law_it_says(name: str, tokenizer: VQTokenizer) -> None:
-    rule = parse_rule(LOSSY[name]).bind(tokenizer)
+    rule = parse_rule(LOSSY[name]).bind(tokenizer, torch.device("cpu"))
     drawn, p, q, _ = _first_token(LOSSY[name], tokenizer, 40_000)
     law = rule.emitted(p, q).probabilities[0, 0].double()
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -73,7 +73,7 @@ def test_a_lossy_rule_emits_the_law_it_says(name: str, tokenizer: VQTokenizer) -
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_what_a_lossy_rule_spends(name: str, tokenizer: VQTokenizer) -> None:
-    rule = parse_rule(LOSSY[name]).bind(tokenizer)
+    rule = parse_rule(LOSSY[name]).bind(tokenizer, torch.device("cpu"))
     _, p, q, estimate = _first_token(LOSSY[name], tokenizer, 20_000)
     _, _, _, measured = _first_token(LOSSY[name], tokenizer, 10, measure_tv=True)
     assert estimate is not None and measured is not None
@@ -104,7 +104,7 @@ def test_a_wrong_residual_is_not_the_law_it_says(
 ) -> None:
     """Mutant, as published: the residual loses one neighbour more than was aggregated."""
     name = "lantern/neighbours=3/delta=0.12"
-    rule = parse_rule(name).bind(tokenizer)
+    rule = parse_rule(name).bind(tokenizer, torch.device("cpu"))
     _, p, q, _ = _first_token(name, tokenizer, 10)
     law = rule.emitted(p, q).probabilities[0, 0].double()
     honest = Lantern.correction

@@ -73,7 +73,7 @@ def _summed(rule, p, q, rows):
 @pytest.mark.parametrize("rows", [(0, 0, 0), (0, 1, 0), (0,)])
 @pytest.mark.parametrize("name", LOSSY)
 def test_the_estimate_is_no_less_than_what_is_spent(name, rows):
-    rule, spent = parse_rule(LOSSY[name]).bind(Codes()), []
+    rule, spent = parse_rule(LOSSY[name]).bind(Codes(), torch.device("cpu")), []
     for seed in range(4):
         p, q = _law(seed=seed), _law(2, seed=50 + seed)
         law, estimate = _summed(rule, p, q, rows)
@@ -146,7 +146,9 @@ def _first_tokens(rule, pictures):
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_tree_emits_and_spends_what_its_rule_says(name):
     drawn, spent, p, q = _first_tokens(LOSSY[name], 20_000)
-    law, estimate = _summed(parse_rule(LOSSY[name]).bind(Codes()), p, q, (0, 0, 0))
+    law, estimate = _summed(
+        parse_rule(LOSSY[name]).bind(Codes(), torch.device("cpu")), p, q, (0, 0, 0)
+    )
     assert chi_square(drawn, law) > ALARM
     assert chi_square(drawn, p) < DETECTED
     assert float(spent.mean()) == pytest.approx(estimate, abs=0.02)
