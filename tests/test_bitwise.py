@@ -130,6 +130,18 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
 
 
 @torch.inference_mode()
+def test_the_largest_noise_draws_what_is_possible() -> None:
+    forced = torch.tensor([[[True, False, False, False]]])
+    model = _model("subcodes", bits=4, grid=2)
+    features = model.draft_features(
+        forced, torch.ones(1, 1, dtype=torch.bool), model.law_width(False)
+    )
+    noise = torch.full((1, 1, 4), 1 - 2.0**-24).logit()
+    drawn = model.law_from(features, torch.ones(1)).sample_gumbel(noise)
+    assert torch.equal(drawn, forced)
+
+
+@torch.inference_mode()
 def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
     """Kept tokens stay, the rest has its law; a residual drawn from p is detected."""
     model, count = _model("subcodes", bits=2, grid=2), 6000

@@ -381,7 +381,7 @@ BAD_CALLS = {
     "guidance": (CLASS | {"guidance_scale": -1.0}, r"guidance_scale must be at least 0, got -1"),
     "guidance kind": (CLASS | {"guidance_scale": "2"}, r"guidance_scale must be a number, got '2'"),
     "schedule": (CLASS | {"guidance_schedule": "cosine"}, r"guidance_schedule must be.*'cosine'"),
-    "temperature": (CLASS | {"temperature": -0.5}, r"temperature must be above 0, got -0.5"),
+    "temperature": (CLASS | {"temperature": -0.5}, r"temperature must be above 0, .*, got -0.5"),
     "top_k": (CLASS | {"top_k": -1}, r"top_k must be a whole number of at least 0, got -1"),
     "top_p": (CLASS | {"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
     "seeds length": (CLASS | {"seeds": [1, 2]}, r"seeds must have one entry .* 1 pictures, got 2"),

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visual_ar.sampling import CategoricalLaw, Warps, bit_uniforms, guide, take_rows
+from visual_ar.sampling import (
+    LARGEST_UNIFORM,
+    CategoricalLaw,
+    Warps,
+    bit_uniforms,
+    guide,
+    take_rows,
+)
 
 RESIDUAL_STREAM = 1
 PROPOSALS = 64  # of a residual draw in one attempt
@@ -278,7 +285,7 @@ class SubcodeLaw:
 
     def sample_gumbel(self, noise: Tensor) -> Tensor:
         """`sample` with logistic noise, which is fixed, for uniform numbers. noise: [B, Q, d]."""
-        return self.sample(torch.sigmoid(noise))
+        return self.sample(torch.sigmoid(noise).clamp(max=LARGEST_UNIFORM))
 
     def couple(self, q: SubcodeLaw, drafts: Tensor, u: Tensor) -> Tensor:
         """Draws from this law p that keep the drafts' sub-codes as far as speculation allows.

@@ -22,7 +22,8 @@ _ROUNDS = 10
 UNIFORM_STREAM, GUMBEL_STREAM, BIT_STREAM = 0, 1, 2
 FROZEN_STREAM = 2  # of the bits; see `bit_uniforms`
 NORMAL_STREAM = _MASK32  # the last one: the streams of bits count up from theirs
-_LARGEST_UNIFORM = 1 - 2.0**-24
+LARGEST_UNIFORM = 1 - 2.0**-24
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6  # between them fp32 logits stay finite
 
 
 class Sampling(NamedTuple):
@@ -56,7 +57,7 @@ class Sampling(NamedTuple):
         Args:
             seeds: one integer in [0, 2^63) a picture.
             guidance: scale, at least 0, or float [N] by rank.
-            temperature: above 0.
+            temperature: at least 1e-6.
             top_k: at least 0, 0 is off.
             top_p: in (0, 1].
 
@@ -66,10 +67,13 @@ class Sampling(NamedTuple):
         scales = torch.as_tensor(guidance, dtype=torch.float32)
         if not bool(torch.isfinite(scales).all()) or bool((scales < 0).any()):
             raise ValueError(f"guidance_scale must be at least 0, got {guidance}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if top_k < 0:
-            raise ValueError(f"top_k must be at least 0 (0 is off), got {top_k}")
+        if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be above 0, from {LOWEST_TEMPERATURE:g} to "
+                f"{HIGHEST_TEMPERATURE:g}, got {temperature}"
+            )
+        if not 0 <= top_k < 2**63:
+            raise ValueError(f"top_k must be at least 0 (0 is off) and below 2^63, got {top_k}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {top_p}")
         for seed in seeds:
@@ -313,7 +317,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> Tens
 
 def _to_uniform(words: Tensor) -> Tensor:
     """32-bit words to fp32 in (0, 1), with fine steps near 0 where races are decided."""
-    return (words.to(torch.float32) + 0.5).mul_(2.0**-32).clamp_(max=_LARGEST_UNIFORM)
+    return (words.to(torch.float32) + 0.5).mul_(2.0**-32).clamp_(max=LARGEST_UNIFORM)
 
 
 def uniforms(seed: Tensor, ranks: Tensor, attempt: Tensor) -> Tensor:
