@@ -137,6 +137,16 @@ def test_a_head_of_sub_codes_is_all_that_its_model_adds(name):
     )
 
 
+@pytest.mark.parametrize("name", ["emoji-wide-subcodes", "emoji-sjd2"])
+def test_a_model_of_parts_keeps_its_name_and_is_quiet(name, capfd):
+    pipe = VisualARPipeline.from_pretrained(name, dtype=torch.float16)
+    parts = (pipe, pipe.model, pipe.scheduler)
+    assert {part.config["_name_or_path"] for part in parts} == {name}
+    assert pipe.model.dtype == torch.float16
+    printed = capfd.readouterr().err
+    assert "accelerate" not in printed and "float32" not in printed
+
+
 @pytest.mark.parametrize("rule", ["exact", "bitwise"])
 def test_exact_rules_of_bits_cannot_be_told_from_sequential(rule):
     pipe = VisualARPipeline.from_pretrained("emoji-wide")

@@ -5,6 +5,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from visual_ar.accel.hybrid import HybridDecoding
+from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
@@ -252,6 +253,31 @@ def test_pipelines_that_do_not_fit_are_refused(make_tiny_pipeline, make_parallel
         next(iter(other.parameters())).add_(1)
     with pytest.raises(ValueError, match="drafter must share the image tokenizer"):
         pipe.draft_with(make_parallel_pipeline(pipe, image_tokenizer=other))
-    with pytest.raises(ValueError, match=r"drafter must draw the classes \['cat'"):
+    with pytest.raises(ValueError, match=r"drafter must draw the 3 classes \['cat'"):
         pipe.draft_with(make_parallel_pipeline(pipe, class_names=["one", "two", "three"]))
+    unnamed, fewer = make_tiny_pipeline(class_names=None), make_parallel_pipeline(pipe)
+    fewer.register_to_config(class_names=None)
+    fewer.model.register_to_config(num_classes=2)
+    with pytest.raises(ValueError, match="drafter must draw the 3 classes like the model"):
+        unnamed.draft_with(fewer)
     assert pipe.model.draft_model is None
+
+
+def test_a_drafter_belongs_to_its_pipeline(make_tiny_pipeline, make_parallel_pipeline):
+    pipe = make_tiny_pipeline()
+    alone = VisualARPipeline(
+        **pipe.components, class_names=pipe.config.class_names, height=8, width=8
+    )
+    alone.scheduler = pipe.scheduler = HybridDecoding(window=4)
+    pipe.draft_with(make_parallel_pipeline(pipe))
+    with pytest.raises(ValueError, match="needs a model with a draft model"):
+        alone(class_labels="cat")
+    assert pipe(class_labels="cat", seeds=1).stats.lossless
+
+
+def test_two_pipelines_may_draft_for_each_other(make_tiny_pipeline):
+    one, other = make_tiny_pipeline(), make_tiny_pipeline()
+    one.draft_with(other)
+    other.draft_with(one)
+    one.scheduler = HybridDecoding(window=4)
+    assert max(one(class_labels="cat", seeds=1).stats.passes) <= 16

@@ -19,8 +19,10 @@ def check_drafter(pipe: VisualARPipeline, drafter: VisualARPipeline) -> None:
             f"{drafter.image_tokenizer.codebook_size} codes of another one"
         )
     text, names = pipe.text_encoder is not None, pipe.config.class_names
-    if (drafter.text_encoder is not None) != text or drafter.config.class_names != names:
-        kind = "prompts" if text else f"the classes {names}"
+    ours, theirs = (side.model.config.get("num_classes") for side in (pipe, drafter))
+    other = ours != theirs or drafter.config.class_names != names
+    if other or (drafter.text_encoder is not None) != text:
+        kind = "prompts" if text else f"the {ours} classes {names or ''}".rstrip()
         raise ValueError(f"drafter must draw {kind} like the model it drafts for, got another kind")
     if drafter.model.device != pipe.model.device:
         raise ValueError(f"drafter must be on {pipe.model.device}, got {drafter.model.device}")

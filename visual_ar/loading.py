@@ -19,7 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFETENSORS_WEIGHTS_NAME,
+    is_accelerate_available,
+)
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -132,7 +136,12 @@ class Shared(NamedTuple):
         """
         _check_weights(folder, self.component)
         _check_fingerprint(folder, self.base, self.fingerprint)
-        return self.component.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        return self.component.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            low_cpu_mem_usage=is_accelerate_available(),
+        )
 
 
 def shared(folder: Path) -> dict[str, Shared]:

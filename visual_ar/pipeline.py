@@ -152,20 +152,24 @@ class VisualARPipeline(DiffusionPipeline):
             loading.check_base(delta, base)
             pipe = cls.from_pretrained(base, dtype)
             pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
-            return pipe
-        loading.check(folder, cls.__name__)
-        borrowed = {
-            name: part.load(loading.find(part.base, None, token, local_files_only) / name, dtype)
-            for name, part in loading.shared(folder).items()
-        }
-        pipe = super().from_pretrained(
-            str(folder),
-            **borrowed,
-            dtype=dtype,
-            use_safetensors=True,
-            low_cpu_mem_usage=is_accelerate_available(),
-        )
-        for part in (pipe, *pipe.components.values()):
+            named: tuple[Any, ...] = (pipe, pipe.model, pipe.scheduler)
+        else:
+            loading.check(folder, cls.__name__)
+            borrowed = {
+                name: part.load(
+                    loading.find(part.base, None, token, local_files_only) / name, dtype
+                )
+                for name, part in loading.shared(folder).items()
+            }
+            pipe = super().from_pretrained(
+                str(folder),
+                **borrowed,
+                dtype=dtype,
+                use_safetensors=True,
+                low_cpu_mem_usage=is_accelerate_available(),
+            )
+            named = (pipe, *pipe.components.values())
+        for part in named:
             if part is not None:  # what is saved again must not tell where it once lay
                 part.register_to_config(_name_or_path=folder.name)
         return pipe
@@ -213,7 +217,7 @@ class VisualARPipeline(DiffusionPipeline):
             self.config.height if height is None else height,
             self.config.width if width is None else width,
         )
-        self._introduce_draft_head()
+        self._introduce_drafters()
         self.scheduler.check(self.model, layout, self.image_tokenizer)
         completion = check_completion(
             image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
@@ -298,7 +302,8 @@ class VisualARPipeline(DiffusionPipeline):
         """Draws B pictures, `num_images_per_prompt` of every prompt or class, in that order.
 
         Options left out have the defaults of the pipeline. A picture depends on its seed and its
-        options, not on the others of the batch.
+        options, not on the others of the batch. Where the method has an automatic window, the
+        number of pictures chooses it, once per device, and it is one of the options: `stats` tells.
 
         Args:
             prompt: text, one or several, for text-conditional models.
@@ -371,8 +376,8 @@ class VisualARPipeline(DiffusionPipeline):
         """
         if drafter is not None:
             check_drafter(self, drafter)
-        self.model.use_draft_model(None if drafter is None else drafter.model)
         self._drafts = drafter
+        self._introduce_drafters()
 
     def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
         """The prefix of every picture, and of its unconditional twin when guided.
@@ -385,7 +390,7 @@ class VisualARPipeline(DiffusionPipeline):
         condition = self._prefix(request, guided)
         if self._drafts is None:
             return condition
-        return condition._replace(draft=self._drafts.encode_condition(request, guided))
+        return condition._replace(draft=self._drafts._prefix(request, guided))
 
     def _prefix(self, request: Request, guided: bool) -> Condition:
         """The prefixes of this pipeline's own model."""
@@ -514,10 +519,13 @@ class VisualARPipeline(DiffusionPipeline):
         if hook is not None:
             hook.pre_forward(component)
 
-    def _introduce_draft_head(self) -> None:
-        """Tells the model of the component, which may have been exchanged."""
+    def _introduce_drafters(self) -> None:
+        """Tells the model who drafts for it here; another pipeline may have told it otherwise."""
         if self.model.draft_head is not self.draft_head:
             self.model.use_draft_head(self.draft_head)
+        drafts = None if self._drafts is None else self._drafts.model
+        if self.model.draft_model is not drafts:
+            self.model.use_draft_model(drafts)
 
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
@@ -536,7 +544,7 @@ class VisualARPipeline(DiffusionPipeline):
                 f"class_names must have one name for each of {self._classes} classes, "
                 f"got {len(config.class_names)}"
             )
-        self._introduce_draft_head()
+        self._introduce_drafters()
         layout = self._layout(config.height, config.width)
         options = {key: config[key] for key in OPTIONS}
         self._check_sampling(make_sampling([0], layout.length, **options))

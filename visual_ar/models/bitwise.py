@@ -219,8 +219,8 @@ class SubcodeLlamaGen(BitLlamaGen):
         model = cls(**config, subcodes=options["subcodes"])
         model.load_state_dict(base.state_dict(), strict=False)
         model.output.start_as(base.output.weight.detach().float())
-        model = model.to(base.device)
-        return model if model.dtype == base.dtype else model.to(base.dtype)
+        # Not by diffusers' `to`, which warns of modules to keep in float32 and names none.
+        return nn.Module.to(model, base.device, base.dtype)
 
     def _head(self) -> nn.Module:
         return SubcodeHead(self.config.dim, self.bits, self.config.subcodes)

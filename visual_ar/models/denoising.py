@@ -161,8 +161,8 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         table = base.tok_embeddings.weight.detach().float()
         model.denoiser.mean.copy_(table.mean(0))
         model.denoiser.deviation.copy_(table.std(0).clamp(min=1e-6))
-        model = model.to(base.device)
-        return model if model.dtype == base.dtype else model.to(base.dtype)
+        # Not by diffusers' `to`, which warns of modules to keep in float32 and names none.
+        return nn.Module.to(model, base.device, base.dtype)
 
     def noise_ratio(self, level: Tensor) -> Tensor:
         """Karras et al. (2022), equation 5: ratios by level in [0, 1], 0 the smallest. fp32."""
