@@ -8,6 +8,7 @@ looks like is listened to from the first hundred steps. Knows nothing about gene
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -18,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.training.conditions import Conditions
+from visual_ar.training.conditions import TextConditions
 from visual_ar.training.recipe import Captions
 from visual_ar.training.state import Log, derived_seed, random_numbers
 
-FILE = "captions.safetensors"
 STREAM = 3
 WARMUP = 50
 ROW = 50
@@ -43,7 +43,7 @@ class CaptionModel(nn.Module):
         self, encoder: TextEncoder, latents: Callable[[Tensor], Tensor], indices: Tensor
     ) -> None:
         super().__init__()
-        self._latents = latents
+        self.latents = latents
         given = latents(indices)
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.feature_dim, given.shape[1], device=given.device)
@@ -59,19 +59,19 @@ class CaptionModel(nn.Module):
             indices: int64 [B], of their pictures.
         """
         foretold = self.head(features.float().mean(1))
-        return (foretold - self._latents(indices)).square().mean() / self._variance
+        return (foretold - self.latents(indices)).square().mean() / self._variance
 
 
 def start_captions(
     model: CaptionModel,
-    conditions: Conditions,
+    conditions: TextConditions,
     indices: Tensor,
     weights: Tensor,
     options: Captions,
     seed: int,
     output: Path,
 ) -> None:
-    """Trains `model` in place, or reads what an earlier call in this folder had trained.
+    """Trains `model` in place, or reads what an earlier call with the same arguments had trained.
 
     Args:
         model: in training mode.
@@ -82,7 +82,8 @@ def start_captions(
         seed: of the order of the pictures and the hiding of words.
         output: where the result and `captions.csv` go.
     """
-    path = output / FILE
+    digest = _digest(model, conditions, indices, weights, options, seed)
+    path = output / f"captions-{digest}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return
@@ -105,6 +106,23 @@ def start_captions(
     part = path.with_suffix(".part")
     save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, part)
     os.replace(part, path)
+
+
+def _digest(
+    model: CaptionModel,
+    conditions: TextConditions,
+    indices: Tensor,
+    weights: Tensor,
+    options: Captions,
+    seed: int,
+) -> str:
+    """Names what is trained, on what and how; see `start_captions`."""
+    network = sorted((k, v) for k, v in model.encoder.config.items() if not k.startswith("_"))
+    how = (options.steps, options.batch, options.learning_rate, options.embedding_rate, seed)
+    digest = hashlib.sha256(repr((network, how, conditions.told(indices))).encode())
+    for tensor in (indices, weights, model.latents(indices)):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _optimiser(model: CaptionModel, options: Captions) -> torch.optim.AdamW:

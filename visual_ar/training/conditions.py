@@ -58,6 +58,11 @@ class TextConditions:
         texts = [text for i in indices.tolist() for text in (self._prompts[i], *self._aliases[i])]
         return vocabulary(texts)
 
+    def told(self, indices: Tensor) -> str:
+        """The same text whenever `vary` tells the same of some pictures. indices: int64 [M]."""
+        texts = [(self._prompts[i], self._aliases[i]) for i in indices.tolist()]
+        return repr((self._alias, texts))
+
     def describe(self, indices: Tensor, encoder: nn.Module | None) -> Given:
         return self._encode([self._prompts[i] for i in indices.tolist()], encoder)
 

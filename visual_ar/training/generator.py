@@ -46,6 +46,7 @@ from visual_ar.training.state import (
     build_optimisers,
     check_resumed,
     derived_seed,
+    has_checkpoint,
     learning_rate,
     load_checkpoint,
     progress_state,
@@ -143,7 +144,8 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self.optimisers = build_optimisers(
             self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
         )
-        if captions is not None and not recipe.trunk:
+        if captions is not None and not recipe.trunk and not has_checkpoint(output):
+            assert isinstance(self.conditions, TextConditions)
             start_captions(
                 captions,
                 self.conditions,

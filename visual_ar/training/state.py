@@ -156,12 +156,16 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     os.replace(part, directory / CHECKPOINT)
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a run in this folder has something to go on from."""
+    return (directory / CHECKPOINT).exists()
+
+
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """What `save_checkpoint` wrote, or None where there is nothing yet."""
-    path = directory / CHECKPOINT
-    if not path.exists():
+    if not has_checkpoint(directory):
         return None
-    with safe_open(path, "pt") as file:
+    with safe_open(directory / CHECKPOINT, "pt") as file:
         skeleton = json.loads(file.metadata()["state"])
         return _join(skeleton, file)
 
@@ -197,10 +201,9 @@ def check_resumed(directory: Path, recipe: Recipe, sources: Mapping[str, str]) -
 
 def _read_entries(directory: Path, names: Sequence[str]) -> dict[str, Any] | None:
     """Some entries of a checkpoint, those that it has; None where there is no checkpoint."""
-    path = directory / CHECKPOINT
-    if not path.exists():
+    if not has_checkpoint(directory):
         return None
-    with safe_open(path, "pt") as file:
+    with safe_open(directory / CHECKPOINT, "pt") as file:
         entries = dict(json.loads(file.metadata()["state"])["dict"])
         return {name: _join(entries[name], file) for name in names if name in entries}
 
