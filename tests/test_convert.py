@@ -105,6 +105,23 @@ def test_files_that_are_no_checkpoints_are_refused(state, tmp_path):
     refuse(tmp_path / "empty.pt", out, ValueError, r"no parameters, only \['epoch'\]")
 
 
+@pytest.mark.parametrize(
+    "pickled",  # and what torch 2.14 raises
+    [
+        b".",  # IndexError
+        b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # TypeError
+        b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02K\x03K\x04K\x05K\x06tR.",  # AttributeError
+        b"X\x01\x00\x00\x00\xff.",  # UnicodeDecodeError
+        b"M",  # struct.error
+    ],
+)
+def test_damaged_pickles_are_refused_whatever_they_raise(tmp_path, pickled):
+    source = tmp_path / "damaged.pt"
+    source.write_bytes(b"\x80\x02" + pickled)
+    message = "damaged.pt is truncated or not a checkpoint"
+    refuse(source, tmp_path / "out", ValueError, message)
+
+
 def test_checkpoints_that_do_not_fit_are_refused(state, tmp_path):
     source, out = tmp_path / "c2i.pt", tmp_path / "out"
 
