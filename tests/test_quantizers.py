@@ -167,6 +167,20 @@ def test_bernoulli_draws_in_training_and_thresholds_otherwise() -> None:
     assert quantizer.eval()(latents).tokens.float().mean((0, 1)).tolist() == [1.0, 0.0, 1.0]
 
 
+def test_autocast_does_not_change_which_code_is_nearest() -> None:
+    torch.manual_seed(0)
+    quantizer, latents = VectorQuantizer(4096, 8), torch.randn(4, 8, 16, 16)
+    expected = quantizer(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, alone = quantizer(latents), quantizer.encode(latents)
+        narrow = quantizer(latents.bfloat16())
+    assert torch.equal(got.tokens, expected.tokens)
+    assert torch.equal(alone, expected.tokens)
+    assert torch.equal(got.codes, expected.codes)
+    assert torch.equal(narrow.tokens, quantizer(latents.bfloat16().float()).tokens)
+    assert narrow.codes.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 3e4])
 @pytest.mark.parametrize("name", BINARY)

@@ -66,8 +66,10 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """The code nearest to each unit vector. vectors: [M, C]; returns int64 [M]."""
-        # On the unit sphere the smallest distance is the largest inner product.
-        return (vectors @ self.codebook().T).argmax(dim=-1)
+        # On the unit sphere the smallest distance is the largest inner product. Under autocast it
+        # would be rounded to 8 bits, in which many codes are as near.
+        with torch.autocast(vectors.device.type, enabled=False):
+            return (in_full(vectors) @ in_full(self.codebook()).T).argmax(dim=-1)
 
     def encode(self, latents: Tensor) -> Tensor:
         """The tokens alone. latents: [B, C, h, w]; returns int64 [B, h * w]."""
@@ -102,16 +104,18 @@ class VectorQuantizer(nn.Module):
 
         The losses are "commitment", which moves the latents, and "codebook", which moves the codes.
         """
-        latents = F.normalize(latents, dim=1)
-        tokens = self._tokens(latents)
-        codes = self.lookup(tokens, (latents.shape[2], latents.shape[3]))
-        losses = {
-            "commitment": (latents - codes.detach()).square().mean(),
-            "codebook": (latents.detach() - codes).square().mean(),
-        }
+        given = latents.dtype
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = F.normalize(in_full(latents), dim=1)
+            tokens = self._tokens(latents)
+            codes = self.lookup(tokens, (latents.shape[2], latents.shape[3]))
+            losses = {
+                "commitment": (latents - codes.detach()).square().mean(),
+                "codebook": (latents.detach() - codes).square().mean(),
+            }
+            passed = latents + (codes - latents).detach()
         statistics = {"perplexity": _perplexity(tokens, self.embedding.num_embeddings)}
-        passed = latents + (codes - latents).detach()
-        return Quantized(passed, tokens, latents, losses, statistics)
+        return Quantized(passed.to(given), tokens, latents, losses, statistics)
 
     @torch.no_grad()
     def _tokens(self, latents: Tensor) -> Tensor:
