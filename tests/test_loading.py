@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from visual_ar import assets, loading
+from visual_ar import assets, eight_bit, loading
 from visual_ar.cli.info import model
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.training.bundle import share
+from visual_ar.training.bundle import pack, share
 
 MODEL, TOKENIZER = "model/diffusion_pytorch_model.safetensors", "image_tokenizer/config.json"
 
@@ -78,6 +78,30 @@ def test_a_shared_component_with_other_weights_is_refused(sharing, folder, tiny_
     with pytest.raises(ValueError, match=r"image_tokenizer must have the weights of 'base'"):
         share(sharing, "image_tokenizer", "base")
     assert (sharing / "image_tokenizer").is_dir()
+
+
+def test_a_packed_pipeline_holds_only_what_is_its_own(folder, tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(eight_bit, "_FEWEST", 64)
+    monkeypatch.setattr(loading, "bundled", lambda: {"base": folder})
+    other, better, packed = (tmp_path / name for name in ("other", "better", "packed"))
+    torch.nn.init.zeros_(tiny_pipeline.model.output.weight)
+    tiny_pipeline.save_pretrained(other)
+    packed.mkdir()
+    (packed / "README.md").write_text("a card")
+    pack(other, packed, base="base")
+    assert sorted(path.name for path in packed.iterdir()) == [
+        *("README.md", "model", "model_index.json", "scheduler")
+    ]
+    assert load_file(packed / MODEL)["output.weight"].dtype == torch.int8
+    torch.nn.init.ones_(tiny_pipeline.image_tokenizer.decoder.conv_out.weight)
+    tiny_pipeline.image_tokenizer.save_pretrained(better)
+    pack(other, packed, base="base", tokenizer=better)
+    decoder = VisualARPipeline.from_pretrained(packed).image_tokenizer.decoder
+    assert decoder.conv_out.weight.sub(1).abs().max() < 0.01  # of 8 bits
+    torch.nn.init.ones_(tiny_pipeline.image_tokenizer.encoder.conv_out.weight)
+    tiny_pipeline.image_tokenizer.save_pretrained(better)
+    with pytest.raises(ValueError, match="tokenizer must keep the encoder of the pipeline's"):
+        pack(other, packed, tokenizer=better)
 
 
 @pytest.mark.parametrize("entry", [[], {"image_tokenizer": "base"}, {"colours": ["base", "1"]}])

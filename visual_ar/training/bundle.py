@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from visual_ar import loading
+from visual_ar import eight_bit, loading
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
@@ -167,6 +167,51 @@ def share(folder: Path, name: str, base: str) -> None:
     beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     os.replace(beside, folder / loading.INDEX)
     shutil.rmtree(folder / name)
+
+
+def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = None) -> None:
+    """Makes the small folder that is bundled of a trained pipeline, or of what one adds.
+
+    Generator and tokenizer are stored in 8 bits, and what the pipeline `base` holds too is not
+    stored again.
+
+    Args:
+        trained: folder `pipeline` or `delta` of a run; not changed.
+        output: the folder to write. Files there that are no part of it, such as a card, stay.
+        base: name of the other pipeline; nothing is shared without.
+        tokenizer: folder `model` of the run of a better decoder for the same tokens, which takes
+            the place of the pipeline's.
+
+    Raises:
+        ValueError: the tokenizer has another encoder, so that its tokens would be others.
+    """
+    beside = output.with_name(f"{output.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(trained, beside)
+    if tokenizer is not None:
+        _check_same_encoder(tokenizer, beside / "image_tokenizer")
+        shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
+    for name in ("text_encoder", "image_tokenizer"):
+        if base and (beside / name).is_dir():
+            theirs = loading.find(base, None, None, offline=True) / name
+            if loading.fingerprint(beside / name) == loading.fingerprint(theirs):
+                share(beside, name, base)
+    for name in ("model", "image_tokenizer"):
+        if (beside / name).is_dir():
+            eight_bit.rewrite(beside / name)
+    _replace(beside, output)
+
+
+def _check_same_encoder(ours: Path, theirs: Path) -> None:
+    weights = [load_file(folder / SAFETENSORS_WEIGHTS_NAME) for folder in (ours, theirs)]
+    one, other = (
+        {key: value.half() for key, value in state.items() if key.startswith("encoder.")}
+        for state in weights
+    )
+    if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
+        raise ValueError(
+            f"tokenizer must keep the encoder of the pipeline's, got another in {ours}"
+        )
 
 
 def _replace(beside: Path, output: Path) -> None:
