@@ -15,6 +15,8 @@ from typing import Any
 LARGEST_SEED = 2**53 - 1
 """Whole numbers up to it survive every JSON reader."""
 LARGEST_PREVIEWS = 3
+SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
+"""Fields that are options of a pipeline's call, under the same names."""
 _SHOWN = 80  # characters of a refused value that an error repeats
 
 Check = Callable[[str, Any], Any]
@@ -83,8 +85,7 @@ class Order:
         seed: of the first picture; None when the service chooses.
         stream: whether to answer with events.
         previews: incomplete pictures wanted in the stream.
-        sampling: the options that were given of `guidance_scale`, `guidance_schedule`,
-            `temperature`, `top_k` and `top_p`.
+        sampling: the options that were given of `SAMPLING`.
     """
 
     prompt: str
@@ -124,14 +125,13 @@ def parse(body: bytes, model: str, size: str, limits: Limits) -> Order:
         )
     if "partial_images" in fields and not fields.get("stream"):
         raise _refusal("partial_images", "be left out without stream", given["partial_images"])
-    options = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
     return Order(
         prompt=fields["prompt"],
         n=fields.get("n", 1),
         seed=fields.get("seed"),
         stream=fields.get("stream", False),
         previews=fields.get("partial_images", 0),
-        sampling={name: fields[name] for name in options if name in fields},
+        sampling={name: fields[name] for name in SAMPLING if name in fields},
     )
 
 

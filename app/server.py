@@ -25,7 +25,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from visual_ar.app.api import ApiError, Limits, Order, error_event, parse, picture_event, response
+from visual_ar.app.api import (
+    SAMPLING,
+    ApiError,
+    Limits,
+    Order,
+    error_event,
+    parse,
+    picture_event,
+    response,
+)
 from visual_ar.app.metrics import CountAnswers, exposition
 from visual_ar.engine import Engine, EngineClosed, QueueFull
 from visual_ar.job import Job, Picture
@@ -340,8 +349,9 @@ def _cancel(jobs: list[Job]) -> None:
 def _refused(error: ValueError) -> ApiError:
     """What the pipeline says about an order; it calls the prompt of a class model a label."""
     message = " ".join(str(error).split())
-    if message.startswith("guidance_schedule"):
-        return ApiError(400, message, "guidance_schedule", "invalid_value")
+    option = message.partition(" ")[0]
+    if option in SAMPLING:
+        return ApiError(400, message, option, "invalid_value")
     if message.startswith("class_labels"):
         message = f"prompt must name a class of this model: {message}"
     return ApiError(400, message, "prompt", "invalid_value")

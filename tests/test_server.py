@@ -236,6 +236,19 @@ def test_refusals_are_errors_in_openais_shape_and_the_service_stays_up(
     assert post(url, VALID).status_code == 200
 
 
+def test_what_the_pipeline_refuses_names_the_field(tiny_pipeline, serve):
+    url, _ = serve(tiny_pipeline, limits=Limits(temperature=(0, 10), top_k=2**64))
+    for fields, param in (
+        ({"temperature": 0}, "temperature"),
+        ({"top_k": 2**64}, "top_k"),
+        ({"guidance_schedule": "up"}, "guidance_schedule"),
+        ({"prompt": "dig"}, "prompt"),
+    ):
+        error = post(url, {**VALID, **fields}).json()["error"]
+        assert error["param"] == param, error
+        assert error["message"].startswith(f"{param} must ")
+
+
 def test_a_full_queue_says_when_to_come_back(held):
     url, engine, release = held
     with ThreadPoolExecutor(1) as pool:
