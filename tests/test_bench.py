@@ -9,6 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.graphs import CapturedSteps
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.evaluation import machine, probes, speed
@@ -163,16 +165,44 @@ def test_methods_take_turns_in_an_order_that_rotates(workload, monkeypatch):
         ["sequential", "exact-match:window=2"],
         ["exact-match:window=2", "sequential"],
     ]
-    warm, timed = drawn[:4], drawn[4:]
-    assert [name for name, _, _ in warm] == [one, one, other, other]
-    assert timed == [
+    assert drawn == [
+        *((name, [0], [0]) for name in (one, other)),  # warm-up
         *((name, [0], [0]) for name in (one, other)),
         *((name, [1], [1]) for name in (one, other)),
-        *((name, [0, 1], [0, 1]) for name in (one, other)),
         *((name, [0], [2]) for name in (other, one)),
         *((name, [1], [3]) for name in (other, one)),
+        *((name, [0, 1], [0, 1]) for name in (one, other)),  # warm-up
+        *((name, [0, 1], [0, 1]) for name in (one, other)),
         *((name, [0, 1], [2, 3]) for name in (other, one)),
     ]
+
+
+def test_no_state_is_made_in_a_timed_part_where_methods_keep_theirs(workload, monkeypatch):
+    """As on CUDA, where a method keeps the state of its last batch size with its graphs."""
+    monkeypatch.setattr(CapturedSteps, "serves", staticmethod(lambda device: True))
+    monkeypatch.setattr(CapturedSteps, "on", classmethod(lambda cls, device: None))
+    made, drawn = [], []
+    init, draw = Decoding.init, speed.draw
+
+    def counted(self, *arguments, **named):
+        made.append(self)
+        return init(self, *arguments, **named)
+
+    def spy(contender, workload, numbers, seeds, clock):
+        before = len(made)
+        result = draw(contender, workload, numbers, seeds, clock)
+        drawn.append(((id(contender.method), len(numbers)), len(made) - before))
+        return result
+
+    monkeypatch.setattr(Decoding, "init", counted)
+    monkeypatch.setattr(speed, "draw", spy)
+    methods = ["exact-match:window=2", "jacobi:window=4"]
+    bench(workload, methods, Schedule(pictures=2, batches=(1, 2), rounds=2, warmup=1))
+    warmed = set()
+    for key, count in drawn:
+        assert count == (key not in warmed)
+        warmed.add(key)
+    assert len(warmed) == 3 * 2
 
 
 def test_progress_ends_at_the_announced_total(workload):

@@ -1,8 +1,10 @@
 """Measures decoding methods side by side on one model in one run; knows no family and no method.
 
 Methods take turns batch by batch of work, in an order that rotates from round to round, so that a
-noisy machine hurts all alike, and every ratio is of two times from the same round. Counts, entropy
-and the share of a pass spent outside the model are taken outside of the timed parts.
+noisy machine hurts all alike, and every ratio is of two times from the same round. All rounds of a
+batch size follow its warm-up: a method keeps the buffers and the captured passes of one size, which
+are then never made anew in a timed part. Counts, entropy and the share of a pass spent outside the
+model are taken outside of the timed parts.
 """
 
 from __future__ import annotations
@@ -269,13 +271,13 @@ def _measure(
             progress(drawn, total)
         return result
 
-    for name, batch in contenders:
-        for numbers in warm[batch]:
-            trial(name, batch, numbers, 0)
     trials: dict[tuple[str, int], list[list[Trial]]] = {key: [] for key in contenders}
     order = [_rotated(names, turn) for turn in range(schedule.rounds)]
-    for turn, turn_names in enumerate(order):
-        for batch in schedule.batches:
+    for batch in parts:
+        for name in names:
+            for numbers in warm[batch]:
+                trial(name, batch, numbers, 0)
+        for turn, turn_names in enumerate(order):
             for name in turn_names:
                 trials[name, batch].append([])
             for numbers in parts[batch]:
