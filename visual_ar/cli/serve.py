@@ -1,5 +1,6 @@
 """`visual-ar serve`: an HTTP service for a model; knows its process and nothing of pictures."""
 
+import os
 import signal
 import socket
 import sys
@@ -41,8 +42,9 @@ def serve(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial or "
-            "tree-adaptive. [dim]Default: the model's own.[/dim]"
+            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
+            "tree-adaptive, or what some models can: draft-head, denoising, groups. "
+            "[dim]Default: the model's own.[/dim]"
         ),
     ] = None,
     window: Annotated[
@@ -82,7 +84,8 @@ def serve(
             pipe.scheduler = build(method, {"window": parse_window(window)}, pipe.scheduler)
             return Engine(pipe, slots, queue)
 
-        name = Path(model).name if Path(model).is_dir() else model
+        # A link to a folder keeps its own name, so the path is not resolved.
+        name = Path(os.path.abspath(model)).name if Path(model).is_dir() else model
         engine = aside(start)
         try:
             app = build_application(engine, name)

@@ -1,0 +1,67 @@
+"""The command line on names and files that are unusual: damaged pictures, bytes, brackets, dots."""
+
+import inspect
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from visual_ar.accel import METHODS
+from visual_ar.cli import serve
+from visual_ar.cli.main import app
+
+
+def run(*words):
+    """Returns the result of `visual-ar WORDS`, with stdout and stderr apart."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(result):
+    """Returns the one sentence on stderr of a command that ended in it."""
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def help_of(command, parameter):
+    """Returns the help of an option of a command's function."""
+    [option] = inspect.signature(command).parameters[parameter].annotation.__metadata__
+    return option.help
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, with its own store of measured windows."""
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def classes(tiny_pipeline, tmp_path):
+    """Folder of a saved class-conditional pipeline."""
+    tiny_pipeline.save_pretrained(tmp_path / "classes")
+    return tmp_path / "classes"
+
+
+@pytest.fixture
+def texts(tiny_text_pipeline, tmp_path):
+    """Folder of a saved text-conditional pipeline."""
+    tiny_text_pipeline.save_pretrained(tmp_path / "texts")
+    return tmp_path / "texts"
+
+
+def test_a_service_is_named_after_the_folder_it_stands_in(classes, monkeypatch):
+    monkeypatch.setattr(serve, "run", lambda *given: None)
+    monkeypatch.chdir(classes)
+    (classes.parent / "link").symlink_to(classes)
+    for model, name in ((".", "classes"), ("../classes/", "classes"), ("../link", "link")):
+        result = run("serve", "--model", model, "--port", 0, "--slots", 1, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"Serving {name} on http://127.0.0.1:")
+
+
+def test_the_help_of_serve_names_every_method_that_slots_can_serve():
+    described = re.findall(r"[\w-]+", help_of(serve.serve, "method"))
+    assert set(METHODS) - {"hybrid"} <= set(described)  # that one needs a second model
