@@ -2,8 +2,11 @@
 
 import inspect
 import re
+import struct
+import zlib
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from visual_ar.accel import METHODS
@@ -50,6 +53,42 @@ def texts(tiny_text_pipeline, tmp_path):
     """Folder of a saved text-conditional pipeline."""
     tiny_text_pipeline.save_pretrained(tmp_path / "texts")
     return tmp_path / "texts"
+
+
+def chunk(kind, data):
+    """Returns a chunk of a PNG."""
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
+def png(side, pixels, end):
+    """Returns a PNG that claims side x side pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", pixels) + end
+
+
+HALF = zlib.compress(bytes(range(25)) + bytes(7 * 25))[:20]  # of the pixels of 8 x 8
+DAMAGED = {
+    "cut": png(8, HALF, b""),
+    "broken": png(8, HALF, chunk(b"\x01\x02\x03\x04", b"")),
+    "huge": png(60_000, HALF, chunk(b"IEND", b"")),
+    "short": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"") + chunk(b"IEND", b""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_and_huge_pictures_are_named(classes, folder, kind):
+    (folder / "half.png").write_bytes(DAMAGED[kind])
+    Image.new("L", (4, 4)).save(folder / "mask.png")
+    words = ("generate", "-m", classes, "-c", "cat", "--device", "cpu")
+    for given in (
+        ("info", "half.png"),
+        (*words, "--complete", "half.png", "--keep-rows", "0:2"),
+        (*words, "--complete", "mask.png", "--mask", "half.png"),
+    ):
+        assert "half.png" in said(run(*given))
+    assert not (folder / "picture.png").exists()
 
 
 def test_a_service_is_named_after_the_folder_it_stands_in(classes, monkeypatch):

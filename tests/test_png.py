@@ -36,7 +36,11 @@ def test_pictures_without_a_recipe_are_refused(image, tmp_path):
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(KEY, "[not json")
     image.save(other, pnginfo=chunks)
-    for path in (plain, other):
+    deep = tmp_path / "deep.png"
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(KEY, "[" * 100_000)
+    image.save(deep, pnginfo=chunks)
+    for path in (plain, other, deep):
         with pytest.raises(ValueError, match=rf"visual_ar recipe, got '.*{path.name}' without one"):
             read_recipe(path)
     broken.write_bytes(plain.read_bytes()[:100])

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 KEY = "visual_ar"  # keyword of the PNG text chunk
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no picture, is damaged, or claims far too many pixels."""
 
 
 def write_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
@@ -47,7 +49,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
             text = image.info.get(KEY)
     except FileNotFoundError:
         raise FileNotFoundError(f"picture must be an existing file, got {str(path)!r}") from None
-    except (UnidentifiedImageError, SyntaxError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"picture must be a readable PNG, got {str(path)!r}: {error}") from None
     recipe = _parse(text)
     if recipe is None:
@@ -58,6 +60,6 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _parse(text: str | None) -> dict[str, Any] | None:
     try:
         recipe = json.loads(text or "null")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or some that only a malicious file has
         return None
     return recipe if isinstance(recipe, dict) else None

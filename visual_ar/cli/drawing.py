@@ -110,7 +110,8 @@ def completion(
         size: (height, width) asked for, None for the model's own.
 
     Raises:
-        ValueError: not exactly one way to say what is kept, or a range outside the rows.
+        ValueError: not exactly one way to say what is kept, a range outside the rows, or a file
+            is no picture or a damaged one.
         OSError: a file cannot be read.
     """
     if picture is None:
@@ -205,9 +206,14 @@ def _cells(mask: Path, grid: tuple[int, int]) -> "np.ndarray":
 def _open(path: Path) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} must be a picture, got something else") from None
+    from visual_ar.png import UNREADABLE
+
+    with path.open("rb") as file:  # an error of the file system names the file by itself
+        try:
+            with Image.open(file) as image:
+                image.load()
+                return image
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} must be a picture, got something else") from None
+        except UNREADABLE as error:
+            raise ValueError(f"{path} must be a whole picture, got: {error}") from None
