@@ -15,7 +15,7 @@ from visual_ar.evaluation.workload import Options, from_pipeline
 
 
 def test_a_pipeline_is_measured_at_its_own_sampling_settings(make_tiny_pipeline):
-    pipe = make_tiny_pipeline(text=True, temperature=0.8, top_k=5)
+    pipe = make_tiny_pipeline(text=True, temperature=0.8, top_k=5, guidance_schedule="linear")
     schedule = Schedule(pictures=4, batches=(4,), rounds=1, warmup=0, seed=9)
     report = speed.bench_pipeline(
         pipe, "tiny", ["red apple", "tree"], Options(top_p=0.9), ["exact-match:window=4"], schedule
@@ -26,6 +26,7 @@ def test_a_pipeline_is_measured_at_its_own_sampling_settings(make_tiny_pipeline)
         "temperature": 0.8,
         "top_k": 5,
         "top_p": 0.9,
+        "guidance_schedule": "linear",
     }
     drawn = pipe(["red apple", "tree"] * 2, top_p=0.9, seeds=9, output_type="tokens")
     work = from_pipeline(pipe, ["red apple", "tree"], Options(top_p=0.9))
@@ -34,6 +35,7 @@ def test_a_pipeline_is_measured_at_its_own_sampling_settings(make_tiny_pipeline)
     row = report["methods"][1]["batches"][0]
     assert row["identical"]["mismatch_rate"] == 0
     assert "temperature 0.8" in heading(report)
+    assert "guidance_schedule linear" in heading(report)
 
 
 @pytest.fixture
@@ -61,6 +63,7 @@ def test_the_command_prints_one_json_document(saved):
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
+        "guidance_schedule": "constant",
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import visual_ar
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.cli.main import app
@@ -239,7 +240,9 @@ def test_a_pipeline_is_a_source_whatever_its_own_method(tiny_pipeline):
     assert torch.equal(drawn, source(tiny_pipeline, SequentialDecoding()).draw(subjects, seeds))
 
 
-def test_an_identity_changes_with_weights_method_and_options(tiny_pipeline):
+def test_an_identity_changes_with_weights_method_and_options(
+    tiny_pipeline, make_tiny_pipeline, make_parallel_pipeline, monkeypatch
+):
     method = SequentialDecoding()
     identities = [
         source(tiny_pipeline, method).identity,
@@ -250,7 +253,22 @@ def test_an_identity_changes_with_weights_method_and_options(tiny_pipeline):
     with torch.no_grad():
         tiny_pipeline.model.output.weight[0, 0] += 1
     identities.append(source(tiny_pipeline, method).identity)
-    assert len(set(identities)) == 4
+    drafter = make_parallel_pipeline(tiny_pipeline)
+    tiny_pipeline.draft_with(drafter)
+    identities.append(source(tiny_pipeline, method).identity)
+    with torch.no_grad():
+        next(drafter.model.parameters()).add_(1)
+    identities.append(source(tiny_pipeline, method).identity)
+    tiny_pipeline.draft_with(None)
+    assert source(tiny_pipeline, method).identity == identities[3]
+    monkeypatch.setattr(visual_ar, "__version__", "0.0.other")
+    identities.append(source(tiny_pipeline, method).identity)
+    assert len(set(identities)) == 7
+    schedules = [
+        source(make_tiny_pipeline(guidance_schedule=schedule), method).identity
+        for schedule in ("constant", "linear")
+    ]
+    assert len(set(schedules)) == 2
 
 
 @pytest.fixture

@@ -84,14 +84,16 @@ def sample(
     check_whole("slots", slots, least=1)
     chosen = _subjects(pipe, subjects)
     request = _request(pipe, chosen, list(range(len(chosen))), options)  # refuses a bad subject
+    sampling = options.filled(pipe)
+    schedule = sampling.pop("guidance_schedule")
     asked = {
         "count": count,
         "seed": seed,
         "kind": "class" if pipe.text_encoder is None else "prompt",
         "subjects": chosen,
         "weights": fingerprint(pipe),
-        "sampling": options.filled(pipe),
-        "guidance_schedule": pipe.config.guidance_schedule,
+        "sampling": sampling,
+        "guidance_schedule": schedule,
         "method": _name(pipe.scheduler),
         "options": _json_able({k: v for k, v in pipe.scheduler.config.items() if k[0] != "_"}),
         "slots": slots,

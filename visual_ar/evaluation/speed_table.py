@@ -12,7 +12,10 @@ from rich.table import Table
 def heading(document: dict[str, Any]) -> str:
     """What was drawn, how and on what, in one line. document: as `bench_pipeline` returns it."""
     machine, sampling = document["machine"], document["sampling"]
-    options = ", ".join(f"{name} {value:g}" for name, value in sampling.items())
+    options = ", ".join(
+        f"{name} {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in sampling.items()
+    )
     return (
         f"{document['model']} ({options}) on {machine['device']}, {machine['device_name']}, "
         f"{machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+import visual_ar
 from visual_ar.accel.decoding import Decoding
 from visual_ar.conditioning import Condition
 from visual_ar.evaluation.quality import Source
@@ -55,8 +56,8 @@ class Options(NamedTuple):
     top_p: float | None = None
 
     def filled(self, pipe: VisualARPipeline) -> dict[str, Any]:
-        """The values that a call uses."""
-        given = self._asdict()
+        """The values that a call uses, and the schedule of its guidance, the pipeline's own."""
+        given = {**self._asdict(), "guidance_schedule": None}
         return {k: pipe.config[k] if value is None else value for k, value in given.items()}
 
 
@@ -124,12 +125,18 @@ def source(
         return ((pixels + 1) * 127.5).round() / 127.5 - 1
 
     settings = {"method": type(method).__name__, **_public(method.config), **options.filled(pipe)}
+    settings["visual_ar"] = visual_ar.__version__
     return Source(draw, f"{fingerprint(pipe)} {json.dumps(settings, sort_keys=True, default=str)}")
 
 
 def fingerprint(pipe: VisualARPipeline) -> str:
-    """Hash of all weights and of the number format: equal pipelines draw equally."""
-    return fingerprint_parts(pipe.components)
+    """Hash of all weights and of the number format: equal pipelines draw equally.
+
+    A model that drafts is no component, but what hybrid decoding draws depends on it.
+    """
+    drafter = pipe.model.draft_model
+    drafting = {} if drafter is None else {"draft_model": drafter}
+    return fingerprint_parts({**pipe.components, **drafting})
 
 
 def fingerprint_parts(parts: Mapping[str, Any]) -> str:
