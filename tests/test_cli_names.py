@@ -1,6 +1,7 @@
 """The command line on names and files that are unusual: damaged pictures, bytes, brackets, dots."""
 
 import inspect
+import os
 import re
 import struct
 import zlib
@@ -89,6 +90,25 @@ def test_damaged_and_huge_pictures_are_named(classes, folder, kind):
     ):
         assert "half.png" in said(run(*given))
     assert not (folder / "picture.png").exists()
+
+
+def test_prompts_that_are_no_text_are_refused_before_drawing(texts, folder):
+    prompt = os.fsdecode(b"red \xff")  # as Python reads an argument that is not UTF-8
+    result = run("generate", "-m", texts, prompt, "--device", "cpu")
+    assert "prompt must be text in Unicode, got 'red \\udcff'" in said(result)
+    assert not list(folder.iterdir())
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(classes, folder):
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    words = ("generate", "-m", classes, "-c", "cat", "--device", "cpu", "--output")
+    name = "ü" + (longest - 6) * "x" + ".png"  # ü has two bytes
+    assert run(*words, name).exit_code == 0
+    assert [file.name for file in folder.iterdir()] == [name]
+    for more in ((), ("--count", 2)):  # numbers make a name longer
+        long = f"x{name}" if not more else name
+        message = f"output must have a name of at most {longest} bytes, got "
+        assert message in said(run(*words, long, *more))
 
 
 def test_a_service_is_named_after_the_folder_it_stands_in(classes, monkeypatch):

@@ -1,5 +1,7 @@
 """A picture's recipe survives the file, and files without one are refused by name."""
 
+import os
+
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -17,6 +19,12 @@ def test_recipe_and_pixels_survive(image, tmp_path):
     write_png(image, tmp_path / "picture.png", RECIPE)
     assert read_recipe(tmp_path / "picture.png") == RECIPE
     assert Image.open(tmp_path / "picture.png").tobytes() == image.tobytes()
+
+
+def test_names_of_files_that_are_not_utf_8_survive(image, tmp_path):
+    recipe = {"complete": os.fsdecode(b"half \xff \\udcff.png"), "prompt": "\\ 🐱"}
+    write_png(image, tmp_path / "picture.png", recipe)
+    assert read_recipe(tmp_path / "picture.png") == recipe
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(image, tmp_path):

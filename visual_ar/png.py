@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ def write_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[
     """
     path = Path(path)
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # What UTF-8 has no bytes for, such as a file name in Latin-1, is escaped as JSON does it.
+    text = json.dumps(recipe, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    chunks.add_itxt(KEY, text)
+    # Without the picture's name, which may be as long as a name can be.
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         image.save(beside, format="PNG", pnginfo=chunks)
         os.replace(beside, path)

@@ -165,7 +165,7 @@ def check_prompts(prompt: Prompt) -> list[str]:
     """The prompts of a text-conditional model.
 
     Raises:
-        ValueError: there is none, or one is empty or no text.
+        ValueError: there is none, or one is empty, no text, or holds half of a surrogate pair.
     """
     prompts = _listed(prompt)
     if not prompts:
@@ -173,7 +173,18 @@ def check_prompts(prompt: Prompt) -> list[str]:
     for text in prompts:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"prompt must be text that is not empty, got {text!r}")
+        if not _encodable(text):  # no recipe could hold it once the picture is drawn
+            raise ValueError(f"prompt must be text in Unicode, got {text!r}")
     return prompts
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text is without lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_labels(class_labels: Labels, count: int, names: Sequence[str] | None) -> list[int]:

@@ -1,6 +1,7 @@
 """What several commands share: options, checks of where they write, JSON; knows no command."""
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,16 +84,27 @@ def check_output_file(path: Path, suffix: str) -> None:
     """Makes sure, before any work, that a file can be written.
 
     Raises:
-        ValueError: the name does not end in `suffix`.
+        ValueError: the name does not end in `suffix`, or is too long for the file system.
         OSError: the folder does not exist or cannot be written, or the path is a folder.
     """
     if path.suffix.lower() != suffix:
         raise ValueError(f"output must end in {suffix}, got {str(path)!r}")
+    _check_length(path)
     if path.is_dir():
         raise IsADirectoryError(f"output must be a file, got the folder {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output must lie in an existing folder, got {str(path)!r}")
     _check_writable(path.parent, path)
+
+
+def _check_length(path: Path) -> None:
+    if not path.parent.is_dir() or not hasattr(os, "pathconf"):  # which Windows lacks
+        return
+    most, length = os.pathconf(path.parent, "PC_NAME_MAX"), len(os.fsencode(path.name))
+    if 0 <= most < length:  # below 0 there is no limit
+        raise ValueError(
+            f"output must have a name of at most {most} bytes, got {length} in {str(path)!r}"
+        )
 
 
 def check_output_folder(path: Path) -> None:
