@@ -6,6 +6,7 @@ Knows how pipelines are loaded; knows nothing about pages or drawing.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,12 @@ KEPT = 3
 PROMPTS = "prompts.txt"
 """A file of a model's folder: prompts it was trained on, one a line."""
 _CARD_CHARACTERS = 100_000
+_CODE_OR_LINK = re.compile(
+    r"```.*?```|`[^`\n]*`"
+    r"|(?P<image>!?)\[(?P<text>(?:!\[[^\[\]]*\]\([^()]*\)|[^\[\]])*)\]\((?P<target>[^()]*)\)",
+    re.DOTALL,
+)
+_ABSOLUTE = re.compile(r"\s*<?(https?://|mailto:)", re.IGNORECASE)
 
 
 class Shelf:
@@ -95,7 +102,9 @@ def known_subjects(pipe: VisualARPipeline, name: str) -> list[str]:
 
 
 def card(name: str) -> str:
-    """The model card as Markdown, without its header for programs; a sentence where there is none.
+    """The model card as Markdown for a page; a sentence where there is none.
+
+    Its header for programs is left out, and so is what leads to other files of the model.
 
     Raises:
         OSError: the file cannot be read.
@@ -107,7 +116,22 @@ def card(name: str) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
     if text.startswith("---\n"):
         text = text[4:].partition("\n---\n")[2]
-    return text.strip()
+    return _standing_alone(text).strip()
+
+
+def _standing_alone(text: str) -> str:
+    """Markdown without pictures that lie beside it; of links to what lies there, their text."""
+
+    def shown(found: re.Match[str]) -> str:
+        if found["target"] is None:
+            return found[0]  # code, where brackets mean something else
+        absolute = _ABSOLUTE.match(found["target"])
+        if found["image"]:
+            return found[0] if absolute else ""
+        inside = _standing_alone(found["text"])  # may be a picture
+        return f"[{inside}]({found['target']})" if absolute and inside else inside
+
+    return _CODE_OR_LINK.sub(shown, text)
 
 
 def describe(pipe: VisualARPipeline) -> dict[str, Any]:

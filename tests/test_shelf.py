@@ -1,5 +1,7 @@
 """The shelf holds the first model, the bundled ones and what is loaded, and tells what they are."""
 
+import re
+
 import pytest
 
 from visual_ar.app.device_thread import DeviceThread
@@ -51,6 +53,37 @@ def test_bundled_cards_and_prompts_are_found(tiny_pipeline, tiny_text_pipeline):
     known = known_subjects(tiny_text_pipeline, "emoji")
     assert "strawberry" in known and len(set(known)) == len(known) > 1000
     assert known_subjects(tiny_text_pipeline, "tiny") == []
+
+
+def test_a_card_is_without_what_lies_beside_it(tmp_path):
+    text = """---
+license: mit
+---
+Draws as [the **other**](../other/README.md) does, see [below](#limits).
+![Fifty emoji](sheet.png)
+![Badge](https://example.com/badge.svg) [Paper](https://example.com/a "title")
+[![Alt](sheet.png)](../other/README.md)[![Alt](sheet.png)](https://example.com)[![Alt](https://example.com/b.svg)](LICENSE)
+`layers[0](x)` and [`code`](file.py)
+```python
+model[0](tokens)
+```"""
+    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "model_index.json").touch()
+    assert card(str(tmp_path)).splitlines() == [
+        "Draws as the **other** does, see below.",
+        "",
+        '![Badge](https://example.com/badge.svg) [Paper](https://example.com/a "title")',
+        "![Alt](https://example.com/b.svg)",
+        "`layers[0](x)` and `code`",
+        "```python",
+        "model[0](tokens)",
+        "```",
+    ]
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_bundled_cards_lead_nowhere_on_this_page(name):
+    assert not re.search(r"\]\((?!https?://)", card(name))
 
 
 def test_a_description_names_the_parts(tiny_pipeline):
