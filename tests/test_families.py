@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -10,7 +11,9 @@ from visual_ar.accel import window
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.cli import drawing
 from visual_ar.cli.main import app
-from visual_ar.evaluation.families import bench_families, comparable
+from visual_ar.data.dataset import Dataset
+from visual_ar.evaluation.families import bench_families, comparable, measured_quality
+from visual_ar.evaluation.quality import Features
 from visual_ar.evaluation.speed import Schedule
 
 SCHEDULE = Schedule(pictures=2, batches=(1, 2), rounds=1, warmup=0)
@@ -52,6 +55,35 @@ def test_families_with_one_tokenizer_are_compared(pipes):
     assert drafted == pytest.approx(work)
     assert rows[2]["parameters"] == rows[0]["parameters"] + rows[1]["parameters"]
     assert pipes["plain"]._drafts is None
+
+
+def test_a_quality_that_cannot_be_measured_is_refused_before_anything_is_drawn(pipes):
+    drawn = []
+
+    def refuse(pipe):
+        raise ValueError("prompts must be in 1..3, got 4")
+
+    with pytest.raises(ValueError, match=r"prompts must be in 1\.\.3"):
+        bench_families(
+            pipes,
+            lambda pipe: ["red apple"] if pipe.text_encoder else ["cat"],
+            schedule=SCHEDULE,
+            quality=refuse,
+            progress=lambda done, total: drawn.append(done),
+        )
+    assert not drawn
+
+
+def test_every_dataset_is_checked_before_the_first_is_drawn_for(pipes):
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
+    labelled = Dataset(
+        "cifar10", pictures, ["test"] * 4, labels=np.zeros(4, int), classes=["cat", "dog", "frog"]
+    )
+    items = [{"prompt": f"thing {n}", "group": f"thing {n}", "aliases": []} for n in range(3)]
+    named = Dataset("emoji", pictures[:3], ["train"] * 3, items)
+    features = Features(lambda pixels: pytest.fail("a feature was extracted"), "none")
+    with pytest.raises(ValueError, match=r"prompts must be in 1\.\.3, got 4"):
+        measured_quality(pipes["plain"], [labelled, named], features, 4, 0)
 
 
 def test_the_command_prints_the_table(pipes, monkeypatch):

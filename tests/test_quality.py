@@ -216,6 +216,10 @@ def test_progress_counts_pictures(emoji):
     ]
 
 
+def never(pixels):
+    raise AssertionError("a feature was extracted")
+
+
 def test_wrong_requests_are_refused(emoji, cifar):
     with pytest.raises(ValueError, match="dataset must be the emoji set, got cifar10"):
         emoji_retrieval(noise(), cifar, features())
@@ -223,6 +227,8 @@ def test_wrong_requests_are_refused(emoji, cifar):
         cifar_frechet({"one": noise()}, emoji, features())
     with pytest.raises(ValueError, match=r"prompts must be in 1..32, got 200"):
         emoji_retrieval(noise(), emoji, features())
+    with pytest.raises(ValueError, match=r"prompts must be in 1..32, got 200"):
+        emoji_retrieval(noise(), emoji, Features(never, "never"))  # before any reference picture
     with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
         cifar_frechet({"one": noise()}, cifar, features(), samples=1)
     with pytest.raises(ValueError, match="methods must name at least one"):

@@ -20,7 +20,14 @@ from visual_ar.data.dataset import Dataset
 from visual_ar.drafting import same_tokenizer
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock
-from visual_ar.evaluation.quality import DISTANCE, TOP, Features, cifar_frechet, emoji_retrieval
+from visual_ar.evaluation.quality import (
+    DISTANCE,
+    TOP,
+    Features,
+    check_count,
+    cifar_frechet,
+    emoji_retrieval,
+)
 from visual_ar.evaluation.speed import Contender, Progress, Schedule, draw
 from visual_ar.evaluation.speed_summary import Trial, summarise
 from visual_ar.evaluation.workload import DEFAULTS, Options, Workload, from_pipeline, source
@@ -94,8 +101,9 @@ def bench_families(
         if progress is not None:
             progress(drawn, total)
 
-    families = [_measure(entrants, schedule, clock, count) for entrants in sets]
+    # First, because it may refuse what it is asked for.
     found = {name: quality(pipe) for name, pipe in pipes.items()} if quality else {}
+    families = [_measure(entrants, schedule, clock, count) for entrants in sets]
     for rows in families:
         for row in rows:
             row["quality"] = found.get(row["model"])
@@ -134,7 +142,12 @@ def measured_quality(
         features: how pictures are compared.
         count: pictures to draw.
         seed: of the first picture.
+
+    Raises:
+        ValueError: one of the datasets has not that many prompts; before anything is drawn.
     """
+    for dataset in datasets:
+        check_count(dataset, count)
     drawn = source(pipe, pipe.scheduler)
     for dataset in datasets:
         if pipe.text_encoder is not None and dataset.items:

@@ -177,6 +177,7 @@ def emoji_retrieval(
     if not dataset.items:
         raise ValueError(f"dataset must be the emoji set, got {dataset.name}")
     training = dataset.indices("train")
+    chosen = choose([dataset.prompts[index] for index in training], prompts, seed)
     reference = features.of_pictures(dataset.pictures)
     data = statistics(reference[training])
     groups = dict(zip(dataset.prompts, dataset.groups, strict=True))
@@ -199,7 +200,6 @@ def emoji_retrieval(
             ],
         }
 
-    chosen = choose([dataset.prompts[index] for index in training], prompts, seed)
     tones = [dataset.prompts[index] for index in dataset.indices("tone-test")]
     return {
         "features": NETWORK,
@@ -220,6 +220,22 @@ def choose(prompts: Sequence[str], count: int, seed: int) -> list[str]:
         raise ValueError(f"prompts must be in 1..{len(different)}, got {count}")
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
     return [different[index] for index in order[:count].tolist()]
+
+
+def check_count(dataset: Dataset, count: int) -> None:
+    """Makes sure that so many pictures can be asked for, before anything long.
+
+    Args:
+        dataset: with names, as for `emoji_retrieval`, or with classes, as for `cifar_frechet`.
+        count: of training prompts, or of pictures.
+
+    Raises:
+        ValueError: the dataset has not that many training prompts, or the count is too small.
+    """
+    if dataset.items:
+        choose([dataset.prompts[index] for index in dataset.indices("train")], count, 0)
+    elif count < 2:
+        raise ValueError(f"samples must be at least 2, got {count}")
 
 
 def cifar_frechet(
@@ -252,8 +268,7 @@ def cifar_frechet(
     """
     if dataset.labels is None:
         raise ValueError(f"dataset must be the cifar10 set, got {dataset.name}")
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")
+    check_count(dataset, samples)
     if not sources:
         raise ValueError("methods must name at least one method, got none")
     reference = statistics(features.of_pictures(dataset.pictures[dataset.indices("test")]))
