@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visual_ar.accel import METHODS
-from visual_ar.cli import serve
+from visual_ar.cli import info, serve
 from visual_ar.cli.main import app
 
 
@@ -109,6 +109,25 @@ def test_names_may_be_as_long_as_the_file_system_allows(classes, folder):
         long = f"x{name}" if not more else name
         message = f"output must have a name of at most {longest} bytes, got "
         assert message in said(run(*words, long, *more))
+
+
+def test_brackets_in_names_are_no_markup(classes, folder):
+    name = "m[red]:apple:[x"  # a name cannot hold the / of a closing tag, a path can
+    (folder / name).mkdir()
+    classes.rename(folder / name / "x]")
+    for words in (
+        ("info", f"{name}/x]"),
+        ("bench", "-m", f"{name}/x]", "--rounds", 1, "--pictures", 1, "--methods", "sequential"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        assert f"{name}/x]" in "".join(result.stdout.split("\n"))
+
+
+def test_results_and_places_are_printed_as_they_are(capsys):
+    info.show({"[/results]": {"[/red]": 0.5, ":apple:": "[bold]"}})
+    printed = capsys.readouterr().out
+    assert "[/results]" in printed and "[/red]" in printed and ":apple:  [bold]" in printed
 
 
 def test_a_service_is_named_after_the_folder_it_stands_in(classes, monkeypatch):

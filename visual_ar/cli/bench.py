@@ -180,6 +180,7 @@ def bench(
     set_threads(threads)
     from rich.console import Console
     from rich.progress import Progress
+    from rich.text import Text
 
     from visual_ar.assets import bundled
     from visual_ar.cli.drawing import load
@@ -221,7 +222,7 @@ def bench(
         echo_json(document)
     else:
         console = Console()
-        console.print(heading(document), highlight=False)
+        console.print(Text(heading(document)))
         console.print(render(document))
 
 

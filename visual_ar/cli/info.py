@@ -170,13 +170,14 @@ def everything() -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Prints a document as a table, one row an entry."""
+    """Prints a document as a table, one row an entry; brackets in it are no markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, value in document.items():
-        table.add_row(f"[bold]{key}[/bold]", _text(value))
+        table.add_row(Text(key, style="bold"), Text(_text(value)))
     Console().print(table)
 
 

@@ -107,6 +107,7 @@ def pareto(
     """
     from rich.console import Console
     from rich.progress import Progress
+    from rich.text import Text
 
     from visual_ar.cli.features import feature_network, tracker
     from visual_ar.evaluation.pareto import Asked
@@ -138,9 +139,11 @@ def pareto(
         echo_json(document)
         return
     console = Console()
-    console.print(heading(document), highlight=False)
+    console.print(Text(heading(document)))
     console.print(table(document))
-    console.print(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
+    console.print(
+        Text(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
+    )
 
 
 def families(
