@@ -111,6 +111,12 @@ def test_names_may_be_as_long_as_the_file_system_allows(classes, folder):
         assert message in said(run(*words, long, *more))
 
 
+def test_prompts_of_an_evaluation_are_asked_for_by_their_option(texts, folder):
+    result = run("evaluate", "sample", "-m", texts, "-o", "smp", "--device", "cpu")
+    assert "prompts must be given by --prompts for the text-conditional model" in said(result)
+    assert not list(folder.iterdir())
+
+
 def test_brackets_in_names_are_no_markup(classes, folder):
     name = "m[red]:apple:[x"  # a name cannot hold the / of a closing tag, a path can
     (folder / name).mkdir()

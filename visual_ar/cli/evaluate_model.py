@@ -38,7 +38,10 @@ def sample(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Text file, one prompt or class a line; without it, all classes."),
+        typer.Option(
+            help="Text file, one prompt or class a line; only models of classes do without, and "
+            "then draw all of them."
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the first picture; the next has the next.")
@@ -81,6 +84,10 @@ def sample(
     subjects = None if prompts is None else read_prompts(prompts)
     decoding = None if method is None else parse_method(method)
     pipe = load(model, device, dtype)
+    if subjects is None and pipe.text_encoder is not None:
+        raise ValueError(
+            f"prompts must be given by --prompts for the text-conditional model {model}, got none"
+        )
     if decoding is not None:
         pipe.scheduler = decoding
     wanted = count or (50_000 if subjects is None else len(subjects))
