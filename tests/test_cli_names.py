@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visual_ar.accel import METHODS
-from visual_ar.cli import info, serve
+from visual_ar.cli import evaluate_sets, info, serve
 from visual_ar.cli.main import app
 
 
@@ -115,6 +115,10 @@ def test_prompts_of_an_evaluation_are_asked_for_by_their_option(texts, folder):
     result = run("evaluate", "sample", "-m", texts, "-o", "smp", "--device", "cpu")
     assert "prompts must be given by --prompts for the text-conditional model" in said(result)
     assert not list(folder.iterdir())
+
+
+def test_the_help_of_clip_says_which_names_openai_s_weights_need():
+    assert "ViT-B-32-quickgelu" in help_of(evaluate_sets.alignment, "clip")
 
 
 def test_brackets_in_names_are_no_markup(classes, folder):

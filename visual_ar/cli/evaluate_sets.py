@@ -245,7 +245,11 @@ def alignment(
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="Architecture of open_clip, such as ViT-B-32.", show_default=False),
+        typer.Option(
+            help="Architecture of open_clip, such as ViT-B-32. OpenAI's own weights need a name "
+            "that ends in -quickgelu (ViT-B-32-quickgelu): their activation is not in the file.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Its checkpoint.")] = None,
     data: Annotated[
