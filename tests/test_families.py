@@ -9,12 +9,14 @@ from typer.testing import CliRunner
 
 from visual_ar.accel import window
 from visual_ar.accel.groups import GroupDecoding
+from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.cli import drawing
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset
 from visual_ar.evaluation.families import bench_families, comparable, measured_quality
 from visual_ar.evaluation.quality import Features
 from visual_ar.evaluation.speed import Schedule
+from visual_ar.models.nar import NAR
 
 SCHEDULE = Schedule(pictures=2, batches=(1, 2), rounds=1, warmup=0)
 
@@ -55,6 +57,36 @@ def test_families_with_one_tokenizer_are_compared(pipes):
     assert drafted == pytest.approx(work)
     assert rows[2]["parameters"] == rows[0]["parameters"] + rows[1]["parameters"]
     assert pipes["plain"]._drafts is None
+
+
+def test_every_pair_has_its_own_drafter(pipes, make_parallel_pipeline):
+    plain, fast = pipes["plain"], pipes["fast"]
+    slow = make_parallel_pipeline(plain)
+    slow.register_modules(
+        model=NAR(
+            dim=32, n_layer=2, n_head=2, vocab_size=16, grid_size=4, ffn_dim=48, num_classes=3
+        ).eval()
+    )
+    some = {"plain": plain, "fast": fast, "slow": slow}
+    (rows,) = bench_families(some, lambda pipe: ["cat"], schedule=SCHEDULE)["families"]
+    sizes = {row["model"]: row["parameters"] for row in rows}
+    assert sizes["slow"] > sizes["fast"]
+    for name in ("fast", "slow"):
+        assert sizes[f"plain+{name}"] == sizes["plain"] + sizes[name]
+    assert plain.model.draft_model is None
+
+
+def test_quality_stands_beside_the_method_it_was_measured_of(pipes):
+    plain = pipes["plain"]
+    plain.register_modules(scheduler=SpeculativeJacobiDecoding(window=4))
+    (rows,) = bench_families(
+        {"plain": plain}, lambda pipe: ["cat"], schedule=SCHEDULE, quality=lambda pipe: {"x": 1.0}
+    )["families"]
+    found = [(row["method"], row["quality"]) for row in rows]
+    assert found == [
+        ("SequentialDecoding", None),
+        ("SpeculativeJacobiDecoding", {"x": 1.0}),
+    ]
 
 
 def test_a_quality_that_cannot_be_measured_is_refused_before_anything_is_drawn(pipes):

@@ -73,7 +73,8 @@ def bench_families(
         subjects: what each of them draws.
         options: of sampling; None is each pipeline's own.
         schedule: how much is measured; by default what `Schedule` says.
-        quality: measures a model's pictures, once a model; None leaves quality out.
+        quality: measures a model's pictures by its own method, once a model; the rows of other
+            methods have none. None leaves quality out.
         clock: seconds from any origin.
         progress: called as progress(done, total) after every batch drawn.
 
@@ -106,7 +107,9 @@ def bench_families(
     families = [_measure(entrants, schedule, clock, count) for entrants in sets]
     for rows in families:
         for row in rows:
-            row["quality"] = found.get(row["model"])
+            pipe = pipes.get(row["model"])
+            own = pipe is not None and row["method"] == type(pipe.scheduler).__name__
+            row["quality"] = found.get(row["model"]) if own else None
     first = next(iter(pipes.values()))
     return {
         "machine": machine.describe(first.model.device, first.model.dtype),
@@ -176,7 +179,10 @@ def _entrants(
         if name not in chains:
             ways.append((name, pipe.scheduler, pipe))
             for verifier, other in chains.items():
-                both = copy.copy(other)  # the model alone must not pay for the drafter's prefix
+                # The model alone must not pay for the drafter's prefix, and a model knows one
+                # drafter: every pair has a copy, of the same weights.
+                both = copy.copy(other)
+                both.register_modules(model=copy.copy(other.model))
                 both.draft_with(pipe)
                 ways.append((f"{verifier}+{name}", HybridDecoding(), both))
     return [
