@@ -175,7 +175,7 @@ def test_what_was_measured_stands_beside_what_is_aimed_at():
         "kernels": {"rows": [{"pictures": 1, "results": fast}, {"pictures": 64, "results": large}]},
         "jacobi": {"rows": [{"seconds": 2e-3, "forward_seconds": 1.9e-3}]},
         "sequential": None,
-        "tests": "40 passed, 3 skipped",
+        "tests": {"summary": "40 passed, 3 skipped", "status": 0},
     }
     found = gpu_report.bars(document)
     assert [bar.met for bar in found] == [True, True, False, None, True, None, True]
@@ -183,3 +183,30 @@ def test_what_was_measured_stands_beside_what_is_aimed_at():
     assert found[4].measured == "5.0%" and found[5].measured is None
     assert gpu_report.render(found).row_count == len(found)
     assert [bar.met for bar in gpu_report.bars({})] == [None] * 7
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"summary": "39 passed, 1 error", "status": 1},
+        {"summary": "5 passed, 1 failed", "status": 1},
+        {"summary": "no tests ran", "status": 5},
+        {"summary": "not finished in time", "status": None},
+        {"error": "no memory: 3 passed"},
+    ],
+)
+def test_only_the_exit_status_says_that_tests_passed(tests):
+    bar = gpu_report.bars({"tests": tests})[-1]
+    assert bar.met is False and bar.measured in tests.values()
+
+
+@pytest.mark.parametrize(("body", "status"), [("pass", 0), ("1 / 0", 1)])
+def test_the_exit_status_of_the_test_run_is_told(tmp_path, monkeypatch, body, status):
+    """An error of a fixture after a test that passed: its line still says passed."""
+    (tmp_path / "tests").mkdir()
+    text = f"import pytest\n@pytest.fixture\ndef end():\n    yield\n    {body}\n"
+    (tmp_path / "tests" / "test_some.py").write_text(f"{text}def test_gpu(end):\n    pass\n")
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_report, "TESTS", ("some",))
+    found = gpu_report._tests(100.0)
+    assert "1 passed" in found["summary"] and found["status"] == status
