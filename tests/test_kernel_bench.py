@@ -1,10 +1,12 @@
 """What a pass costs: `visual-ar bench kernels` and `bench loop` on tiny sizes; the GPU report."""
 
+import io
 import itertools
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from visual_ar.cli.main import app
@@ -74,6 +76,38 @@ def test_a_contender_that_breaks_is_reported(monkeypatch):
     assert results["torch.compile"] == {"error": "no compiler"}
     assert "seconds" in results["torch"]
     assert render_kernels(found)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_another_s_kernel_is_captured_where_it_can_be(monkeypatch, capturable):
+    """With a CPU as a device that captures, where eager calls take three times as long."""
+
+    def seconds(calls, device, captured=True, calls_a_round=32, clock=None):
+        if captured and calls == ["theirs"] and not capturable:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return 1.0 if captured else 3.0
+
+    contenders = {
+        "ours": kernel_speed.Contender(lambda *_: "ours", True, lambda device: None),
+        "torch": kernel_speed.Contender(lambda *_: "torch", False, lambda device: None),
+        "theirs": kernel_speed.Contender(lambda *_: "theirs", True, lambda device: None, True),
+    }
+    monkeypatch.setattr(kernel_speed, "CONTENDERS", contenders)
+    monkeypatch.setattr(timing, "captures", lambda device: True)
+    monkeypatch.setattr(timing, "copy_bandwidth", lambda *given: 1e9)
+    monkeypatch.setattr(timing, "launch_seconds", lambda *given: 1e-6)
+    monkeypatch.setattr(timing, "seconds_a_call", seconds)
+    grid = SMALL._replace(pictures=(1,), rules=("exact",))
+    found = bench_kernels(grid, CPU, tuple(contenders))
+    results = found["rows"][0]["results"]
+    told = {name: (result["seconds"], result["captured"]) for name, result in results.items()}
+    theirs = (1.0, True) if capturable else (3.0, False)
+    assert told == {"ours": (1.0, True), "torch": (3.0, False), "theirs": theirs}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render_kernels(found))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    runs = {line[0]: line[-1] for line in lines if line and line[0] in contenders}
+    assert runs == {"ours": "graph", "torch": "eager", "theirs": "graph" if capturable else "eager"}
 
 
 def test_the_kernel_takes_part_where_it_serves(monkeypatch):

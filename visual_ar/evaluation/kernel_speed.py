@@ -78,11 +78,14 @@ class Contender(NamedTuple):
         captured: whether it is timed inside a captured graph, as the library runs it. Torch
             without a graph is timed with what its launches cost.
         missing: why it cannot take part, None when it can.
+        falls_back: whether it is timed without a graph where it cannot be captured; everyone else
+            has then failed.
     """
 
     prepare: Callable[[Window, str, str], Verify]
     captured: bool
     missing: Callable[[torch.device], str | None]
+    falls_back: bool = False
 
 
 def _by_kernel(window: Window, rule: str, coupling: str) -> Verify:
@@ -143,7 +146,7 @@ CONTENDERS = {
     "kernel": Contender(_by_kernel, True, _no_kernel),
     "torch": Contender(_by_torch, False, lambda device: None),
     "torch.compile": Contender(_by_compiled_torch, True, lambda device: None),
-    "flashinfer": Contender(_by_flashinfer, False, _no_flashinfer),
+    "flashinfer": Contender(_by_flashinfer, True, _no_flashinfer, falls_back=True),
 }
 
 
@@ -166,7 +169,8 @@ def bench_kernels(
     Returns:
         a JSON-able document: the machine, copy bandwidth and launch time, who is missing and why,
         and a row a window with its bytes, its floor and, for everyone who took part, seconds, bytes
-        a second and the ratio to the floor, or the error that ended it.
+        a second, the ratio to the floor and whether it ran as a captured graph, or the error that
+        ended it.
 
     Raises:
         ValueError: an unknown contender or a grid outside its ranges.
@@ -215,7 +219,7 @@ def _row(
             count = min(math.ceil(_OUT_OF_CACHE / size), _MOST_COPIES)
         try:
             calls = [contender.prepare(_copied(window), rule, grid.coupling) for _ in range(count)]
-            seconds = timing.seconds_a_call(calls, device, contender.captured, clock=clock)
+            seconds, captured = _timed(contender, calls, device, clock)
         except (ImportError, RuntimeError, TypeError) as error:  # of another's library
             results[name] = {"error": " ".join(str(error).split())[:200]}
             continue
@@ -223,6 +227,7 @@ def _row(
             "seconds": seconds,
             "bytes_per_second": size / seconds,
             "floor_ratio": seconds / floor,
+            "captured": captured,
         }
     return {
         "pictures": pictures,
@@ -234,6 +239,21 @@ def _row(
         "floor_seconds": floor,
         "results": results,
     }
+
+
+def _timed(
+    contender: Contender, calls: Sequence[Verify], device: torch.device, clock: Clock
+) -> tuple[float, bool]:
+    """Seconds of a call, and whether calls were one captured graph."""
+    wanted = contender.captured and timing.captures(device)
+    if not (wanted and contender.falls_back):
+        return timing.seconds_a_call(calls, device, wanted, clock=clock), wanted
+    # Eager first: what a capture that broke off leaves behind must not reach it.
+    eager = timing.seconds_a_call(calls, device, False, clock=clock)
+    try:
+        return timing.seconds_a_call(calls, device, True, clock=clock), True
+    except RuntimeError:
+        return eager, False
 
 
 def make_window(

@@ -16,17 +16,18 @@ def render_kernels(document: dict[str, Any]) -> RenderableType:
         document: as `bench_kernels` returns it.
     """
     table = _table("verification of a window", "B", "W", "V", "rule", "MB", "by")
-    for name in ("us", "GB/s", "x floor"):
+    for name in ("us", "GB/s", "x floor", "run"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in document["rows"]:
         shape = (row["pictures"], row["window"], row["vocabulary"], row["rule"])
         cells = [*map(str, shape), f"{row['bytes'] / 1e6:.1f}"]
-        table.add_row(*cells, "floor", _us(row["floor_seconds"]), "", "1.0")
+        table.add_row(*cells, "floor", _us(row["floor_seconds"]), "", "1.0", "")
         for name, result in row["results"].items():
             table.add_row(*[""] * len(cells), name, *_result(result))
     notes = [
         f"floor: logits read once and laws written once at {_gb(document)} GB/s, the bandwidth of "
         f"a copy, and a launch of {_us(document['launch_seconds'])} us.",
+        "run: graph, a captured graph, which leaves out what the host costs; eager, with it.",
         *(f"{name} is left out: {reason}." for name, reason in document["missing"].items()),
     ]
     return Group(_where(document), table, *notes)
@@ -67,9 +68,10 @@ def render_loop(document: dict[str, Any]) -> RenderableType:
 
 def _result(result: dict[str, Any]) -> list[str]:
     if "error" in result:
-        return [result["error"], "", ""]
+        return [result["error"], "", "", ""]
     rate, ratio = result["bytes_per_second"] / 1e9, result["floor_ratio"]
-    return [_us(result["seconds"]), f"{rate:.0f}", f"{ratio:.1f}"]
+    run = "graph" if result["captured"] else "eager"
+    return [_us(result["seconds"]), f"{rate:.0f}", f"{ratio:.1f}", run]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -44,7 +44,7 @@ def seconds_a_call(
 
     for function in functions:
         function()
-    if captured and device.type == "cuda":
+    if captured and captures(device):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device), torch.cuda.graph(graph):
             work()
@@ -56,6 +56,11 @@ def seconds_a_call(
         work()
         seconds.append(now(device, clock) - start)
     return statistics.median(seconds) / (turns * len(functions))
+
+
+def captures(device: torch.device) -> bool:
+    """Whether calls on a device can be one captured graph."""
+    return device.type == "cuda"
 
 
 def copy_bandwidth(
