@@ -107,6 +107,19 @@ def test_open_clip_is_loaded_by_path(tiny_clip):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:open_clip")
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_activation_is_part_of_the_protocol(tiny_clip, tmp_path, quick):
+    """The same weights load with either."""
+    import open_clip as package
+
+    _, weights, _ = tiny_clip
+    name = f"tiny-clip-{'quick' if quick else 'plain'}gelu"
+    (tmp_path / f"{name}.json").write_text(json.dumps(TINY | {"quick_gelu": quick}))
+    package.add_model_config(tmp_path / f"{name}.json")
+    assert open_clip(name, weights, torch.device("cpu")).describe["quick_gelu"] is quick
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:open_clip")
 def test_other_weights_and_architectures_are_refused(tiny_clip):
     name, weights, _ = tiny_clip
     with pytest.raises(ValueError, match="clip must be an architecture of open_clip"):

@@ -46,7 +46,8 @@ def open_clip(architecture: str, weights: Path, device: torch.device) -> Clip:
     """A CLIP of the package open_clip.
 
     Args:
-        architecture: as open_clip calls it, such as "ViT-B-32".
+        architecture: as open_clip calls it, such as "ViT-B-32". It decides the activation, of which
+            a checkpoint tells nothing: OpenAI's weights need a name that ends in "-quickgelu".
         weights: its checkpoint.
         device: to compute on.
 
@@ -84,7 +85,8 @@ def open_clip(architecture: str, weights: Path, device: torch.device) -> Clip:
     def texts(prompts: list[str]) -> Tensor:
         return model.encode_text(tokenizer(prompts).to(device)).float().cpu()
 
-    described = {"network": architecture, "weights_sha256": digest}
+    quick = any(isinstance(part, package.transformer.QuickGELU) for part in model.modules())
+    described = {"network": architecture, "quick_gelu": quick, "weights_sha256": digest}
     return Clip(images, texts, {**described, "preprocessing": _plain(model.visual.preprocess_cfg)})
 
 
