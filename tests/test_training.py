@@ -515,6 +515,22 @@ def test_codes_are_computed_once_for_the_same_arguments(
     assert torch.equal(first.chances, again.chances)
 
 
+def test_codes_of_other_options_are_computed_anew(tmp_path: Path) -> None:
+    """The same weights with another number of groups in every norm give other tokens."""
+    tokenizer, cpu = _tokenizer(), torch.device("cpu")
+    other = VQTokenizer.from_config({**tokenizer.config, "norm_groups": 1}).eval()
+    other.load_state_dict(tokenizer.state_dict())
+    pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    for each in (tokenizer, other):
+        kept = cached_codes(each, pictures, 1, 0, 0.0, 0, tmp_path, cpu)
+        assert torch.equal(kept.nearest.long(), each.encode(to_float(pictures)))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    cached_codes(
+        VQTokenizer.from_pretrained(tmp_path / "saved"), pictures, 1, 0, 0.0, 0, tmp_path, cpu
+    )
+    assert len(list(tmp_path.glob("*.npz"))) == 2, "what is loaded has the options of what is saved"
+
+
 def test_half_of_the_pictures_are_led_on_by_codes_of_the_next() -> None:
     inputs = torch.arange(2000)[:, None].expand(-1, 64)
     labels = inputs[..., None]

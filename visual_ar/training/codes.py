@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -142,8 +143,11 @@ def _encode(
 
 
 def digest(tokenizer: VisualTokenizer, pictures: Tensor, *arguments: float) -> str:
-    """Names the tokenizer's weights, the pictures and how they are cut."""
-    digest = hashlib.sha256(repr((tuple(pictures.shape), arguments)).encode())
+    """Names the tokenizer's weights and options, the pictures and how they are cut."""
+    # Options such as norm_groups change the tokens of the same weights.
+    options = sorted((k, v) for k, v in tokenizer.config.items() if not k.startswith("_"))
+    plain = json.dumps(options)  # where options were loaded, lists stand for tuples
+    digest = hashlib.sha256(repr((tuple(pictures.shape), arguments, plain)).encode())
     digest.update(pictures.numpy().tobytes())
     for name, value in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
