@@ -135,7 +135,7 @@ def test_options_that_do_not_fit_are_refused():
     words = ["bench", "--suite", "families", "--draft-model", "emoji"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code != 0
-    assert "must be left out with the suite families" in str(result.exception) + result.output
+    assert "must be left out with --suite families" in str(result.exception) + result.output
 
 
 def test_no_model_is_refused():
