@@ -300,7 +300,9 @@ def test_traceback_only_with_debug(folder):
 
 def test_interruption_leaves_only_whole_pictures(classes, folder):
     words = ("generate", "-m", classes, "-c", 0, "--count", 5000, "--batch", 1)
-    program = "from visual_ar.cli.main import main; main()"
+    # A shell that runs the tests in the background has them ignore interrupts, and their children.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; from visual_ar.cli.main import main; main()"
     said = folder.parent / "stderr"
     with said.open("w") as stderr:
         call = [sys.executable, "-c", program, *map(str, words)]
