@@ -130,6 +130,29 @@ def serving():
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, with its own store of measured windows."""
+    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def classes(tiny_pipeline, tmp_path):
+    """Folder of a saved class-conditional pipeline."""
+    tiny_pipeline.save_pretrained(tmp_path / "classes")
+    return tmp_path / "classes"
+
+
+@pytest.fixture
+def texts(tiny_text_pipeline, tmp_path):
+    """Folder of a saved text-conditional pipeline."""
+    tiny_text_pipeline.save_pretrained(tmp_path / "texts")
+    return tmp_path / "texts"
+
+
+@pytest.fixture
 def make_parallel_pipeline():
     """Builds a pipeline that draws several tokens a pass: make(pipe with its tokenizer)."""
     return build_parallel_pipeline

@@ -21,6 +21,8 @@ from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.png import read_recipe
 from visual_ar.tokenizers.vq import VQTokenizer
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 
 def run(*words):
     """Returns the result of `visual-ar WORDS`, with stdout and stderr apart."""
@@ -29,29 +31,6 @@ def run(*words):
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB"))
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty working folder, with its own store of measured windows."""
-    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def classes(tiny_pipeline, tmp_path):
-    """Folder of a saved class-conditional pipeline."""
-    tiny_pipeline.save_pretrained(tmp_path / "classes")
-    return tmp_path / "classes"
-
-
-@pytest.fixture
-def texts(tiny_text_pipeline, tmp_path):
-    """Folder of a saved text-conditional pipeline."""
-    tiny_text_pipeline.save_pretrained(tmp_path / "texts")
-    return tmp_path / "texts"
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from visual_ar.accel import METHODS
 from visual_ar.cli import evaluate_sets, info, serve
 from visual_ar.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 
 def run(*words):
     """Returns the result of `visual-ar WORDS`, with stdout and stderr apart."""
@@ -31,29 +33,6 @@ def help_of(command, parameter):
     """Returns the help of an option of a command's function."""
     [option] = inspect.signature(command).parameters[parameter].annotation.__metadata__
     return option.help
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty working folder, with its own store of measured windows."""
-    monkeypatch.setenv("VISUAL_AR_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def classes(tiny_pipeline, tmp_path):
-    """Folder of a saved class-conditional pipeline."""
-    tiny_pipeline.save_pretrained(tmp_path / "classes")
-    return tmp_path / "classes"
-
-
-@pytest.fixture
-def texts(tiny_text_pipeline, tmp_path):
-    """Folder of a saved text-conditional pipeline."""
-    tiny_text_pipeline.save_pretrained(tmp_path / "texts")
-    return tmp_path / "texts"
 
 
 def chunk(kind, data):

@@ -71,6 +71,12 @@ def test_a_lossy_rule_emits_the_law_it_says(name: str, tokenizer: VQTokenizer) -
     assert chi_square(drawn, p.probabilities[0, 0].double()) < DETECTED
 
 
+@pytest.mark.parametrize("name,table", [("grouped", "vectors"), ("lantern/neighbours=2", "table")])
+def test_tables_lie_where_the_laws_are(name: str, table: str, tokenizer: VQTokenizer) -> None:
+    bound = parse_rule(name).bind(tokenizer, torch.device("meta"))
+    assert getattr(bound, table).device.type == "meta" != tokenizer.device.type
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_what_a_lossy_rule_spends(name: str, tokenizer: VQTokenizer) -> None:
     rule = parse_rule(LOSSY[name]).bind(tokenizer, torch.device("cpu"))

@@ -94,7 +94,8 @@ def _in_float16(parts: Iterable[Any], name: str) -> list[Any]:
         if part is not None:
             part.register_to_config(_name_or_path=name)
         if isinstance(part, nn.Module):
-            part.to("cpu", torch.float16)
+            # Not by diffusers' `to`, which warns of modules to keep in float32 and names none.
+            nn.Module.to(part, "cpu", torch.float16)
     return copies
 
 
