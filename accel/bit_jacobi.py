@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance, bit_acceptance
-from visual_ar.accel.bit_rules import BitRule, corrected
-from visual_ar.accel.initialise import LAWS, first_drafts
-from visual_ar.accel.state import DecodeState, Step
+from visual_ar.accel.drafts.initialise import LAWS, first_drafts
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.rules import acceptance, bit_acceptance
+from visual_ar.accel.rules.bit_rules import BitRule, corrected
 from visual_ar.sampling import bit_uniforms, take_rows
 
 _TEST, _FRESH, _INITIAL = range(3)

@@ -26,17 +26,17 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.chain import PassNumbers
-from visual_ar.accel.initialise import first_drafts
+from visual_ar.accel.drafts.initialise import first_drafts
 from visual_ar.accel.jacobi import JacobiBuffers
-from visual_ar.accel.rules import Exact
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.accel.loop.chain import PassNumbers
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.parse import Exact
 from visual_ar.layout import Layout
-from visual_ar.models.base import DenoisingModel, TokenModel
+from visual_ar.models.token_model import DenoisingModel, TokenModel
 from visual_ar.sampling import CategoricalLaw, normal_noise, take_rows, uniforms
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 _ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
 _INIT = "uniform"

@@ -16,16 +16,16 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.chain import PassNumbers, spent_on_run
-from visual_ar.accel.head_memory import HeadMemory, check_draft_head
-from visual_ar.accel.rule import Rule
-from visual_ar.accel.rules import parse_rule
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.accel.drafts.head_memory import HeadMemory, check_draft_head
+from visual_ar.accel.loop.chain import PassNumbers, spent_on_run
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.rule import Rule
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import CategoricalLaw
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 _ACCEPT, _RESIDUAL, _BONUS, _DRAFT = range(4)
 

@@ -13,16 +13,16 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.fused import draw_window
-from visual_ar.accel.initialise import COPIES, check_initialiser, first_drafts
+from visual_ar.accel.drafts.initialise import COPIES, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.accel.loop.fused import draw_window
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules import acceptance
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import bit_uniforms, uniforms
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 _INITIALISERS = ("uniform", *sorted(COPIES))
 

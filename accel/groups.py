@@ -15,13 +15,13 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.state import DecodeState, Step
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import Sampling, bit_uniforms, uniforms
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 @dataclass

@@ -17,15 +17,15 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import acceptance
 from visual_ar.accel.groups import GroupBuffers, GroupDecoding
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules import acceptance
 from visual_ar.conditioning import Condition
 from visual_ar.layout import FREE, Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import CategoricalLaw, Sampling, take_rows, uniforms
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 FORMS = ("whole", "ahead")
 _ACCEPT, _RESIDUAL, _FRESH = range(3)

@@ -15,21 +15,22 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import acceptance, bit_jacobi
-from visual_ar.accel.bit_rules import BitRule, Bitwise
-from visual_ar.accel.chain import PassNumbers, spent_on_run
-from visual_ar.accel.fused import verify_window
-from visual_ar.accel.initialise import LAWS, check_initialiser, first_drafts
+from visual_ar.accel import bit_jacobi
+from visual_ar.accel.drafts.initialise import LAWS, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.kernels.specialise import codes_of, covers
-from visual_ar.accel.rule import Rule
-from visual_ar.accel.rules import Exact, parse_rule
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.window import WindowedDecoding, check_window
+from visual_ar.accel.loop.chain import PassNumbers, spent_on_run
+from visual_ar.accel.loop.fused import verify_window
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.bit_rules import BitRule, Bitwise
+from visual_ar.accel.rules.parse import Exact, parse_rule
+from visual_ar.accel.rules.rule import Rule
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import CategoricalLaw, uniforms
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 COUPLINGS = ("independent", "maximal", "gumbel")
 _ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)

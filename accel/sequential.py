@@ -10,10 +10,10 @@ import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.fused import draw_window
 from visual_ar.accel.kernels import dispatch
-from visual_ar.accel.state import DecodeState, Step
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.fused import draw_window
+from visual_ar.accel.loop.state import DecodeState, Step
 
 
 class SequentialDecoding(Decoding):

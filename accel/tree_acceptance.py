@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.drafting import Draft, Verdict
-from visual_ar.accel.rule import TokenRule
-from visual_ar.accel.tree import Tree
+from visual_ar.accel.drafts.drafter import Draft, Verdict
+from visual_ar.accel.drafts.tree import Tree
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.rule import TokenRule
 from visual_ar.sampling import CategoricalLaw, take_rows
 
 _TINY = 1e-30

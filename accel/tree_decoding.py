@@ -17,21 +17,21 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.adaptive import ADAPTATIONS, Pace, ladder
-from visual_ar.accel.bit_rules import BitRule
-from visual_ar.accel.chain import ColumnNumbers
-from visual_ar.accel.drafters import parse_drafter
-from visual_ar.accel.drafting import Drafter, Outcome, Verdict
-from visual_ar.accel.host_copy import HostCopy
-from visual_ar.accel.rule import TokenRule
-from visual_ar.accel.rules import parse_rule
-from visual_ar.accel.state import DecodeState, Step
-from visual_ar.accel.tree import MOST_COLUMNS, Tree, keep_path, shapes, visible
+from visual_ar.accel.drafts.adaptive import ADAPTATIONS, Pace, ladder
+from visual_ar.accel.drafts.drafter import Drafter, Outcome, Verdict
+from visual_ar.accel.drafts.drafter_kinds import parse_drafter
+from visual_ar.accel.drafts.tree import MOST_COLUMNS, Tree, keep_path, shapes, visible
+from visual_ar.accel.loop.chain import ColumnNumbers
+from visual_ar.accel.loop.host_copy import HostCopy
+from visual_ar.accel.loop.state import DecodeState, Step
+from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.rules.bit_rules import BitRule
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.rule import TokenRule
 from visual_ar.accel.tree_acceptance import judge
-from visual_ar.accel.window import WindowedDecoding, check_window
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.models.token_model import TokenModel
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 _TEST, _DRAW, _OBSERVE = 0, 1, 2
 _NUMBERS = 5

@@ -13,10 +13,10 @@ from visual_ar import accel
 from visual_ar.app.acceptance_map import acceptance_map, legend
 from visual_ar.app.comparison import Lane, conclusion, faster, lanes, race, table
 from visual_ar.app.controls import Controls
-from visual_ar.app.drawing import PREVIEW_SECONDS, progress
 from visual_ar.app.enlarge import enlarged
 from visual_ar.app.errors import sentences
 from visual_ar.app.files import as_file
+from visual_ar.app.live_drawing import PREVIEW_SECONDS, progress
 from visual_ar.app.page import DEVICE, main_button
 from visual_ar.app.settings import LONGEST_PROMPT, settings
 from visual_ar.app.shelf import Shelf

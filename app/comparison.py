@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.app.methods import with_method
 from visual_ar.app.settings import Settings
 from visual_ar.output import Preview, Stats

@@ -19,8 +19,8 @@ from visual_ar.app.controls import (
     shipped_method,
     shown_options,
 )
-from visual_ar.app.drawing import drawing
 from visual_ar.app.errors import name_arguments, sentences
+from visual_ar.app.live_drawing import drawing
 from visual_ar.app.methods import make
 from visual_ar.app.page import DEVICE
 from visual_ar.app.restore import read

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from visual_ar import accel
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.initialise import INITIALISERS
+from visual_ar.accel.drafts.initialise import INITIALISERS
 from visual_ar.accel.jacobi import COUPLINGS
-from visual_ar.accel.rules import RULES
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.rules.parse import RULES
 from visual_ar.cli.method import build
 from visual_ar.pipeline import VisualARPipeline
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from visual_ar.app.code_view import DIFFERENCE_GAIN, View, see, swapped
 from visual_ar.app.errors import sentences
 from visual_ar.app.page import DEVICE, main_button
-from visual_ar.app.reconstruction import DIFFERENCE_GAIN, View, see, swapped
 from visual_ar.app.shelf import Shelf
 from visual_ar.app.uploads import open_picture
 

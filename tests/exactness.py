@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,

@@ -6,7 +6,7 @@
 from visual_ar import loading
 from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.kernels import dispatch
-from visual_ar.accel.window import check_window
+from visual_ar.accel.loop.window import check_window
 from visual_ar.app.settings import parse_seed
 from visual_ar.tokenizers.bit_codes import bits_to_codes
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visual_ar.app.reconstruction import neighbour, see, swapped
+from visual_ar.app.code_view import neighbour, see, swapped
 from visual_ar.tokenizers.binary import BinaryTokenizer
 
 

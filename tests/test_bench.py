@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.graphs import CapturedSteps
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.graphs import CapturedSteps
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.evaluation import machine, probes, speed
 from visual_ar.evaluation.speed import Schedule, bench, parse_method

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import visual_ar.tokenizers
-from visual_ar.accel.rules import parse_rule
-from visual_ar.convert import convert
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.conversion import convert
 from visual_ar.tokenizers.binary import BinaryTokenizer, convert_official
 from visual_ar.tokenizers.binary_quantizers import GroupedLookupFreeQuantizer, LookupFreeQuantizer
 from visual_ar.tokenizers.bit_codes import bits_to_codes

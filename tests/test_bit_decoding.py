@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from visual_ar.accel import bit_acceptance, bit_jacobi, bit_rules
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel import bit_jacobi
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.rules import RULES, parse_rule
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.rules import bit_acceptance, bit_rules
+from visual_ar.accel.rules.parse import RULES, parse_rule
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.bits import BitLaw, certain
 from visual_ar.sampling import Sampling, bit_uniforms

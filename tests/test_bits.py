@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from visual_ar.accel import bit_acceptance
-from visual_ar.accel.bit_acceptance import BitVerdict
+from visual_ar.accel.rules import bit_acceptance
+from visual_ar.accel.rules.bit_acceptance import BitVerdict
 from visual_ar.bits import BitLaw
 from visual_ar.sampling import Sampling, Warps, bit_uniforms
 from visual_ar.testing import chi_square

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import visual_ar.tokenizers
-from visual_ar.convert import convert
+from visual_ar.conversion import convert
 from visual_ar.tokenizers.binary_quantizers import BinarySphericalQuantizer
 from visual_ar.tokenizers.bit_codes import bits_to_codes
 from visual_ar.tokenizers.bsq import BSQTokenizer, convert_official

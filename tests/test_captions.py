@@ -11,8 +11,8 @@ from visual_ar.data.dataset import Dataset
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.conditions import TextConditions
 from visual_ar.training.recipe import Captions
+from visual_ar.training.subjects import TextConditions
 
 COLOURS, THINGS = ["red", "green", "blue", "white"], ["heart", "square", "flag", "star"]
 OPTIONS = Captions(steps=120, batch=16, learning_rate=3e-3)

@@ -15,10 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visual_ar.cli.main import app
-from visual_ar.cli.recipe import command
 from visual_ar.cli.sheet import GAP, paste
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.png import read_recipe
+from visual_ar.provenance import command
 from visual_ar.tokenizers.vq import VQTokenizer
 
 pytestmark = pytest.mark.usefixtures("folder")

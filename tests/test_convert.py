@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from visual_ar.convert import convert
+from visual_ar.conversion import convert
 from visual_ar.models import llamagen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.tokenizers.vq import VQTokenizer

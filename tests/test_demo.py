@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.app.demo import application, build
+from visual_ar.app.web_demo import application, build
 from visual_ar.cli.main import app
 from visual_ar.png import read_recipe
 
@@ -41,7 +41,7 @@ def options(page):
 
 @pytest.fixture
 def page(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr("visual_ar.app.drawing.PREVIEW_SECONDS", 0)
+    monkeypatch.setattr("visual_ar.app.live_drawing.PREVIEW_SECONDS", 0)
     monkeypatch.setattr("visual_ar.app.compare_tab.PREVIEW_SECONDS", 0)
     monkeypatch.setattr("visual_ar.app.shelf.bundled", dict)
     return build(tiny_pipeline, "tiny")
@@ -49,7 +49,7 @@ def page(tiny_pipeline, monkeypatch):
 
 def test_importing_the_page_loads_nothing_heavy():
     code = (
-        "import sys, visual_ar.app.demo; "
+        "import sys, visual_ar.app.web_demo; "
         "print([name for name in ('torch', 'gradio', 'diffusers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

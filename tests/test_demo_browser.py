@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.app.demo import application, build
-from visual_ar.app.drawing import PREVIEW_SECONDS
+from visual_ar.app.live_drawing import PREVIEW_SECONDS
+from visual_ar.app.web_demo import application, build
 from visual_ar.png import read_recipe
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")

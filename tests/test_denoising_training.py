@@ -17,9 +17,9 @@ from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.training import load_recipe, run
 from visual_ar.training.bundle import save_pipeline
-from visual_ar.training.denoising import DenoisingTraining, noisy_runs
+from visual_ar.training.progress import Log
 from visual_ar.training.recipe import DenoisingRecipe, Optimiser, SamplingDefaults
-from visual_ar.training.state import Log
+from visual_ar.training.train_denoiser import DenoisingTraining, noisy_runs
 
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
 BASE = {

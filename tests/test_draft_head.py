@@ -10,11 +10,12 @@ from diffusers import SchedulerMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
 from rich.console import Console
 
-from visual_ar.accel import acceptance, drafters
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
-from visual_ar.accel.head_drafter import HeadDrafter
-from visual_ar.accel.rules import Block, Exact
+from visual_ar.accel.drafts import drafter_kinds as drafters
+from visual_ar.accel.drafts.head_drafter import HeadDrafter
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.parse import Block, Exact
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.evaluation.speed import Schedule, bench
 from visual_ar.evaluation.speed_table import render
@@ -31,8 +32,8 @@ from visual_ar.testing import (
     random_draft_head,
     sequence_index,
 )
-from visual_ar.training.conditions import Given
-from visual_ar.training.draft_head import laws, losses, teach, unroll
+from visual_ar.training.subjects import Given
+from visual_ar.training.train_draft_head import laws, losses, teach, unroll
 
 ALARM, DETECTED = 1e-4, 1e-9
 GRID = (4, 4)

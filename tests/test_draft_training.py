@@ -13,7 +13,7 @@ from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.training import load_recipe, run
-from visual_ar.training.state import Log
+from visual_ar.training.progress import Log
 
 RECIPE = """
 name = "emoji_draft"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from visual_ar.accel import window
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop import window
 from visual_ar.cli import drawing
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset

@@ -11,13 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter
 
 from visual_ar import accel
-from visual_ar.accel import decoding, graphs
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
-from visual_ar.accel.graphs import CapturedSteps, extent_for
-from visual_ar.accel.host_copy import OpenLength
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop import contract as decoding
+from visual_ar.accel.loop import graphs
+from visual_ar.accel.loop.graphs import CapturedSteps, extent_for
+from visual_ar.accel.loop.host_copy import OpenLength
+from visual_ar.accel.loop.state import Step
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.accel.state import Step
 from visual_ar.engine import Engine
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyBitModel, ToyTokenModel, decode_all

@@ -24,7 +24,7 @@ from visual_ar.accel.kernels.reference import (
     verify,
 )
 from visual_ar.accel.kernels.specialise import bound_rule, for_kernel
-from visual_ar.accel.rules import parse_rule
+from visual_ar.accel.rules.parse import parse_rule
 from visual_ar.sampling import CategoricalLaw, Sampling, Warps, gumbel_noise, philox, uniforms
 from visual_ar.testing import ToyTokenModel, chi_square
 

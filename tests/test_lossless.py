@@ -9,15 +9,15 @@ from diffusers.configuration_utils import register_to_config
 from exactness import ALARM, CASES, DETECTED, PICTURES, Case, run, toy
 
 import visual_ar.accel
-from visual_ar.accel import acceptance
-from visual_ar.accel.chain import PassNumbers
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop.chain import PassNumbers
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.rules import acceptance
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import CategoricalLaw, Sampling
@@ -338,7 +338,7 @@ def test_group_acceptance_is_detected(monkeypatch):
 
 def test_a_draft_that_sees_later_ranks_is_detected(monkeypatch):
     """Mutant: the uniform that drew a draft also decides whether it is kept."""
-    from visual_ar.accel import chain
+    from visual_ar.accel.loop import chain
 
     true_numbers = PassNumbers.take
 

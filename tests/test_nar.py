@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.convert import convert
+from visual_ar.conversion import convert
 from visual_ar.models import nar
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR, convert_official

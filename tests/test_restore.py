@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.app import drawing, restore
+from visual_ar.app import live_drawing as drawing
+from visual_ar.app import restore
 from visual_ar.app.methods import make
 from visual_ar.app.settings import settings
 from visual_ar.png import write_png

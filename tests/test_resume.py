@@ -7,6 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from visual_ar.training.progress import (
+    Average,
+    Clock,
+    build_optimisers,
+    check_resumed,
+    progress_state,
+    save_checkpoint,
+)
 from visual_ar.training.recipe import (
     Captions,
     GeneratorRecipe,
@@ -14,14 +22,6 @@ from visual_ar.training.recipe import (
     Optimiser,
     Recipe,
     SamplingDefaults,
-)
-from visual_ar.training.state import (
-    Average,
-    Clock,
-    build_optimisers,
-    check_resumed,
-    progress_state,
-    save_checkpoint,
 )
 
 RECIPE = GeneratorRecipe(

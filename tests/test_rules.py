@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.code_rules import Lantern
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.rule import Rule
-from visual_ar.accel.rules import RULES, Block, Exact, parse_rule
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.code_rules import Lantern
+from visual_ar.accel.rules.parse import RULES, Block, Exact, parse_rule
+from visual_ar.accel.rules.rule import Rule
 from visual_ar.sampling import CategoricalLaw, Sampling
 from visual_ar.testing import ToyTokenModel, chi_square, decode_all, enumerate_law
 from visual_ar.tokenizers.vq import VQTokenizer

@@ -24,14 +24,14 @@ from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training import bundled, load_recipe, run
 from visual_ar.training.codebook import CodebookUpkeep
-from visual_ar.training.codes import Drawn, cached_codes
-from visual_ar.training.conditions import TextConditions
+from visual_ar.training.drawn_codes import Drawn, cached_codes
 from visual_ar.training.generator import balance, mislead, place_codes
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.muon import orthogonal
-from visual_ar.training.pictures import shifted, to_float, to_uint8
+from visual_ar.training.pixels import shifted, to_float, to_uint8
+from visual_ar.training.progress import Log, load_checkpoint, save_checkpoint
 from visual_ar.training.recipe import Codebook, Optimiser, ReconstructionLoss
-from visual_ar.training.state import Log, load_checkpoint, save_checkpoint
+from visual_ar.training.subjects import TextConditions
 from visual_ar.training.trunk import find_trunk, start_from
 
 TOKENIZER = """

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visual_ar.accel.tree import grow, keep_path, shapes, visible
+from visual_ar.accel.drafts.tree import grow, keep_path, shapes, visible
 from visual_ar.models.llamagen import LlamaGen
 
 

@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
-from visual_ar.accel import acceptance, tree_acceptance
-from visual_ar.accel.drafting import Draft
-from visual_ar.accel.rules import Exact
-from visual_ar.accel.tree import shapes
+from visual_ar.accel import tree_acceptance
+from visual_ar.accel.drafts.drafter import Draft
+from visual_ar.accel.drafts.tree import shapes
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.parse import Exact
 from visual_ar.accel.tree_acceptance import (
     draw_in_turn,
     drawn_from,

@@ -4,11 +4,12 @@ import pytest
 import torch
 from exactness import ALARM, DETECTED, Case, run
 
-from visual_ar.accel import position_drafts, tree_acceptance, tree_decoding
-from visual_ar.accel.adaptive import Pace, ladder
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel import tree_acceptance, tree_decoding
+from visual_ar.accel.drafts import position_drafts
+from visual_ar.accel.drafts.adaptive import Pace, ladder
+from visual_ar.accel.drafts.tree import shapes
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.tree import shapes
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cache import KVCache
 from visual_ar.sampling import CategoricalLaw, Sampling, take_rows

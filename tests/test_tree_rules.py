@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from visual_ar.accel.code_rules import Grouped, Lantern, LanternPlus
-from visual_ar.accel.rules import Exact, Omega, Typical, parse_rule
+from visual_ar.accel.rules.code_rules import Grouped, Lantern, LanternPlus
+from visual_ar.accel.rules.parse import Exact, Omega, Typical, parse_rule
 from visual_ar.accel.tree_acceptance import drawn_from, recursive_rejection, relaxed_rejection
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.sampling import CategoricalLaw, Sampling

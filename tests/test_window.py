@@ -6,9 +6,9 @@ from itertools import chain, count
 import pytest
 import torch
 
-from visual_ar.accel import window
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop import window
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, decode_all
 

@@ -9,9 +9,9 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.tokenizers.binary_quantizers import BinaryQuantizer
 from visual_ar.tokenizers.quantizers import Quantized
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 class BitTokenizer(VisualTokenizer):

@@ -12,8 +12,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from visual_ar.tokenizers.base import VisualTokenizer
 from visual_ar.tokenizers.quantizers import Quantized, VectorQuantizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 class ResidualBlock(nn.Module):

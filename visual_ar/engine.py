@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from visual_ar.accel.host_copy import HostCopy
-from visual_ar.accel.state import DecodeState, Step
+from visual_ar.accel.loop.host_copy import HostCopy
+from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.job import Job, Picture
 from visual_ar.layout import Layout
 from visual_ar.pipeline import VisualARPipeline

@@ -16,10 +16,10 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.state import Step
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.state import Step
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.request import Request
 
 UNKNOWN = -1

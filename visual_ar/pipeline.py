@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from visual_ar import loading
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.host_copy import HostCopy
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.host_copy import HostCopy
 from visual_ar.bits import check_bit_warps
+from visual_ar.companions import check_drafter
 from visual_ar.conditioning import Condition
-from visual_ar.drafting import check_drafter
 from visual_ar.layout import FREE, Layout
-from visual_ar.models.base import TokenModel
 from visual_ar.models.draft_head import DraftHead
+from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
 from visual_ar.request import (
     Labels,
@@ -43,7 +43,7 @@ from visual_ar.request import (
 )
 from visual_ar.sampling import Sampling, Warps
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 

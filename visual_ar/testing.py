@@ -15,12 +15,12 @@ from diffusers.configuration_utils import register_to_config
 from scipy import stats
 from torch import Tensor
 
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
-from visual_ar.models.base import DenoisingModel, TokenModel
 from visual_ar.models.draft_head import DraftHead
+from visual_ar.models.token_model import DenoisingModel, TokenModel
 from visual_ar.sampling import Sampling, Warps, guide, warp
 from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
 

@@ -11,7 +11,7 @@ _inside = Path(__file__).with_suffix("")  # exists in wheels
 __path__ = [str(_inside if _inside.is_dir() else _inside.parent.parent / _inside.name)]
 
 CLASSES = {  # public name -> module
-    "VisualTokenizer": "base",
+    "VisualTokenizer": "visual_tokenizer",
     "VQTokenizer": "vq",
     "BinaryTokenizer": "binary",
     "BSQTokenizer": "bsq",

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from visual_ar.accel.kernels.reference import COUPLINGS, Verdict
 from visual_ar.accel.kernels.specialise import KernelRule
-from visual_ar.accel.store import store_folder
 from visual_ar.sampling import Sampling
+from visual_ar.store import store_folder
 
 SOURCE = Path(__file__).with_name("verify.cu")
 HEADERS = tuple(

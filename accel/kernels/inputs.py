@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_ar.accel.rules import Grouped, Rule, parse_rule
+from visual_ar.accel.rules.parse import Grouped, Rule, parse_rule
 from visual_ar.sampling import CategoricalLaw, Sampling
 
 _WIDTH = 5

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.rule import Rule
-from visual_ar.accel.rules import Exact
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.parse import Exact
+from visual_ar.accel.rules.rule import Rule
 from visual_ar.sampling import (
     CategoricalLaw,
     Sampling,

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from visual_ar.accel.bit_rules import BitRule
-from visual_ar.accel.rules import (
+from visual_ar.accel.rules.bit_rules import BitRule
+from visual_ar.accel.rules.parse import (
     Exact,
     Grouped,
     Lantern,

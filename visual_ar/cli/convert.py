@@ -44,7 +44,7 @@ def convert(
     A tokenizer of bits, for BinaryTokenizer.from_pretrained("bitdance-d32").
     """
     check_output_folder(output)
-    from visual_ar.convert import convert as write
+    from visual_ar.conversion import convert as write
 
     report = write(source, output, grid)
     if as_json:

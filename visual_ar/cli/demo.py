@@ -45,8 +45,8 @@ def demo(
     """
     with listen(host, port) as listener:  # an occupied port is known before a model is loaded
         set_threads(threads)
-        from visual_ar.app.demo import application, build
         from visual_ar.app.device_thread import DeviceThread
+        from visual_ar.app.web_demo import application, build
 
         thread = DeviceThread()
         pipe = thread.call(lambda: load(model, device, dtype))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from visual_ar.cli.common import resolve_device, resolve_dtype
 from visual_ar.cli.method import command_name
-from visual_ar.cli.recipe import versions
+from visual_ar.provenance import versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         image: The picture.
-        recipe: How it was made, see `visual_ar.cli.recipe.command`.
+        recipe: How it was made, see `visual_ar.provenance.command`.
         stats: Of the batch it belongs to.
     """
 

@@ -15,7 +15,7 @@ from visual_ar.cli.common import (
     echo_json,
     set_threads,
 )
-from visual_ar.cli.result import command
+from visual_ar.cli.ending import command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -86,7 +86,7 @@ def retrieval(
 
     [cyan]visual-ar evaluate retrieval --data data/emoji[/cyan]
     """
-    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.quality import emoji_retrieval
 
     set_threads(threads)
@@ -133,7 +133,7 @@ def frechet(
 
     [cyan]visual-ar evaluate frechet --data data/cifar10 --keep runs/frechet[/cyan]
     """
-    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.quality import cifar_frechet
 
     set_threads(threads)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visual_ar.cli import result
+from visual_ar.cli import ending as result
 from visual_ar.cli.common import Device, Dtype, Json, Threads, check_output_folder, set_threads
 
 if TYPE_CHECKING:

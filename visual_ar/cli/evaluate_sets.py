@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from visual_ar.cli import result
+from visual_ar.cli import ending as result
 from visual_ar.cli.common import Device, Dtype, Json, Threads, resolve_device, set_threads
 
 if TYPE_CHECKING:
     import torch
 
     from visual_ar.evaluation.networks import Network
-    from visual_ar.tokenizers.base import VisualTokenizer
+    from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 Features = Annotated[
     Literal["inception", "efficientnet-lite0"],

@@ -18,8 +18,8 @@ from visual_ar.cli.common import (
 )
 from visual_ar.cli.drawing import Drawn, Order, completion, draw, load
 from visual_ar.cli.method import build, parse_window
-from visual_ar.cli.recipe import of_sheet
 from visual_ar.cli.sheet import paste
+from visual_ar.provenance import of_sheet
 
 if TYPE_CHECKING:
     from visual_ar.output import Stats

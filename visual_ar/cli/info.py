@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from visual_ar.cli.common import Json, echo_json
-from visual_ar.cli.recipe import command, versions
+from visual_ar.provenance import command, versions
 
 
 def info(

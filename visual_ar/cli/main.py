@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
-from visual_ar.cli.result import ARGUMENTS
+from visual_ar.cli.ending import ARGUMENTS
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visual_ar.accel.decoding import Decoding
+    from visual_ar.accel.loop.contract import Decoding
 
 
 def build(name: str | None, options: Mapping[str, Any], shipped: "Decoding") -> "Decoding":

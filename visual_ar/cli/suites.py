@@ -109,7 +109,7 @@ def pareto(
     from rich.progress import Progress
     from rich.text import Text
 
-    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.pareto import Asked
     from visual_ar.evaluation.pareto import pareto as measure
     from visual_ar.evaluation.pareto_chart import save_chart, table
@@ -169,7 +169,7 @@ def families(
     from rich.console import Console
     from rich.progress import Progress
 
-    from visual_ar.cli.features import feature_network, tracker
+    from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.data import load
     from visual_ar.evaluation.families import bench_families, measured_quality
     from visual_ar.evaluation.speed_table import render_families

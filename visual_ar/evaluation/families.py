@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.hybrid import HybridDecoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.companions import same_tokenizer
 from visual_ar.data.dataset import Dataset
-from visual_ar.drafting import same_tokenizer
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock
 from visual_ar.evaluation.quality import (

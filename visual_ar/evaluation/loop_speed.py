@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.fused import draw_window, verify_window
-from visual_ar.accel.graphs import extent_for
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.kernels.specialise import codes_of
-from visual_ar.accel.state import DecodeState
+from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.fused import draw_window, verify_window
+from visual_ar.accel.loop.graphs import extent_for
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.evaluation import machine, timing
 from visual_ar.evaluation.probes import Clock, now
 from visual_ar.evaluation.speed import parse_method

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.bits import SubcodeLaw
 from visual_ar.evaluation.workload import Workload
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 
 Clock = Callable[[], float]
 

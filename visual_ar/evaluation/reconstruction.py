@@ -22,7 +22,7 @@ from visual_ar.evaluation.networks import Network
 from visual_ar.evaluation.pictures import Fingerprint, Pictures
 from visual_ar.evaluation.result import document
 from visual_ar.evaluation.workload import fingerprint_parts
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 Progress = Callable[[int, int], None]
 

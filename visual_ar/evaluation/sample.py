@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from visual_ar.accel import METHODS
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.data.dataset import write_file
 from visual_ar.engine import Engine
 from visual_ar.evaluation import archive, machine

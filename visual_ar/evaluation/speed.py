@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from visual_ar import accel
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock, law_entropy, now, outside_model_share
 from visual_ar.evaluation.speed_summary import Trial, identical, summarise

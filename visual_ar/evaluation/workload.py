@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 import visual_ar
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.conditioning import Condition
 from visual_ar.evaluation.quality import Source
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import Sampling
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layers import Linear, RMSNorm, SwiGLU
-from visual_ar.models.base import DenoisingModel
 from visual_ar.models.llamagen import Adapt, LlamaGen
+from visual_ar.models.token_model import DenoisingModel
 
 OPTIONS = ("adapter_dim", "smallest_ratio", "largest_ratio")
 _FEATURES = 64

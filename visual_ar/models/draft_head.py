@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from visual_ar.cache import KVCache
 from visual_ar.layers import Block, Linear, Pass, RMSNorm, rotations_2d
-from visual_ar.models.base import TokenModel
-from visual_ar.models.conditioned import default_ffn_dim
+from visual_ar.models.llama_shared import default_ffn_dim
 from visual_ar.models.llamagen import LlamaGen
+from visual_ar.models.token_model import TokenModel
 
 _PROBES = 16
 _TOLERANCE = 2.0**-6  # above what rounding to bfloat16 changes

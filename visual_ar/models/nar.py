@@ -21,7 +21,7 @@ from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layers import Block, Linear, Pass, RMSNorm
 from visual_ar.layout import ABSENT, Layout, neighbour_layout
-from visual_ar.models.conditioned import (
+from visual_ar.models.llama_shared import (
     ConditionedModel,
     default_ffn_dim,
     full_mask,

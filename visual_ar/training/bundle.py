@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from visual_ar import eight_bit, loading
-from visual_ar.accel.decoding import Decoding
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.models.bitwise import SubcodeLlamaGen
-from visual_ar.models.conditioned import ConditionedModel
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
+from visual_ar.models.llama_shared import ConditionedModel
 from visual_ar.pipeline import OPTIONS, VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
 
 SETTINGS = ("class_names", "height", "width", *OPTIONS)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visual_ar.text_encoder import TextEncoder
-from visual_ar.training.conditions import TextConditions
+from visual_ar.training.progress import Log, derived_seed, random_numbers
 from visual_ar.training.recipe import Captions
-from visual_ar.training.state import Log, derived_seed, random_numbers
+from visual_ar.training.subjects import TextConditions
 
 STREAM = 3
 WARMUP = 50

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from visual_ar import loading
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.companions import same_tokenizer
 from visual_ar.data.dataset import Dataset
-from visual_ar.drafting import same_tokenizer
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
-from visual_ar.models.conditioned import CaptionEmbedder
+from visual_ar.models.llama_shared import CaptionEmbedder
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
@@ -31,15 +31,13 @@ from visual_ar.sampling import Sampling
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
-from visual_ar.training.bit_codes import BitCodes, DrawnBits, cached_bits, flip
 from visual_ar.training.bundle import save_delta, save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.codes import Codes, Drawn, cached_codes
-from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.drawn_bits import BitCodes, DrawnBits, cached_bits, flip
+from visual_ar.training.drawn_codes import Codes, Drawn, cached_codes
 from visual_ar.training.loop import Training
-from visual_ar.training.pictures import save_sheet
-from visual_ar.training.recipe import GeneratorRecipe
-from visual_ar.training.state import (
+from visual_ar.training.pixels import save_sheet
+from visual_ar.training.progress import (
     Average,
     Clock,
     Log,
@@ -54,6 +52,8 @@ from visual_ar.training.state import (
     restore_progress,
     update,
 )
+from visual_ar.training.recipe import GeneratorRecipe
+from visual_ar.training.subjects import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.trunk import bundle_name, find_trunk, start_from, start_text
 
 Generator = LlamaGen | NAR

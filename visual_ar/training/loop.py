@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from visual_ar.training.progress import Clock, Log, save_checkpoint
 from visual_ar.training.recipe import Recipe
-from visual_ar.training.state import Clock, Log, save_checkpoint
 
 R = TypeVar("R", bound=Recipe)
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_ar.training.progress import build_optimisers, update
 from visual_ar.training.recipe import Optimiser, ReconstructionLoss
-from visual_ar.training.state import build_optimisers, update
 
 if TYPE_CHECKING:
     from visual_ar.evaluation.features import EfficientNetLite0Features

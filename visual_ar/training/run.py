@@ -16,9 +16,8 @@ from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.binary_tokenizer import BinaryTokenizerTraining
-from visual_ar.training.denoising import DenoisingTraining
-from visual_ar.training.draft_head import DraftTraining
 from visual_ar.training.generator import MODELS, GeneratorTraining
+from visual_ar.training.progress import write_json
 from visual_ar.training.recipe import (
     DenoisingRecipe,
     DraftRecipe,
@@ -28,8 +27,9 @@ from visual_ar.training.recipe import (
     check_options,
 )
 from visual_ar.training.recipe_file import bundled, load_recipe
-from visual_ar.training.state import write_json
 from visual_ar.training.tokenizer import TokenizerTraining
+from visual_ar.training.train_denoiser import DenoisingTraining
+from visual_ar.training.train_draft_head import DraftTraining
 
 
 def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> dict[str, Any]:

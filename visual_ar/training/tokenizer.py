@@ -21,9 +21,8 @@ from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.codebook import CodebookUpkeep
 from visual_ar.training.loop import Training
 from visual_ar.training.losses import TokenizerLoss
-from visual_ar.training.pictures import save_sheet, shifted, to_float, to_uint8
-from visual_ar.training.recipe import TokenizerRecipe
-from visual_ar.training.state import (
+from visual_ar.training.pixels import save_sheet, shifted, to_float, to_uint8
+from visual_ar.training.progress import (
     Average,
     Clock,
     Log,
@@ -34,6 +33,7 @@ from visual_ar.training.state import (
     random_numbers,
     update,
 )
+from visual_ar.training.recipe import TokenizerRecipe
 
 ORDER, START = 1, 2  # streams of random numbers: one draw a step, and the k-means start
 TEST_SPLITS = {"emoji": "tokenizer-test", "cifar10": "test"}

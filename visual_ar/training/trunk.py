@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from visual_ar.assets import bundled
-from visual_ar.models.base import TokenModel
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
+from visual_ar.models.token_model import TokenModel
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.text_encoder import TextEncoder
 

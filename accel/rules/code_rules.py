@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.rule import Rule, TokenRule, every_token, require
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.rule import Rule, TokenRule, every_token, require
 from visual_ar.sampling import CategoricalLaw
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
-    from visual_ar.tokenizers.base import VisualTokenizer
+    from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 def check_drafter(pipe: VisualARPipeline, drafter: VisualARPipeline) -> None:

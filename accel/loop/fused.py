@@ -6,7 +6,7 @@ from torch import Tensor
 
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.kernels.reference import Verdict
-from visual_ar.accel.state import DecodeState
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.sampling import Sampling
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visual_ar.accel.rule import Rule
-from visual_ar.accel.state import DecodeState
+from visual_ar.accel.loop.state import DecodeState
+from visual_ar.accel.rules.rule import Rule
 from visual_ar.sampling import CategoricalLaw, bit_uniforms, uniforms
 
 _BLOCK_PICTURES = 8

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visual_ar.accel.state import DecodeState
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.assets import bundled
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import take_rows
 
 _ROOT = -1

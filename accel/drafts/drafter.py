@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from visual_ar.accel.state import DecodeState
-from visual_ar.accel.tree import Tree
+from visual_ar.accel.drafts.tree import Tree
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.sampling import CategoricalLaw
 
 

@@ -14,11 +14,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.drafting import Draft, Drafter, Outcome
-from visual_ar.accel.initialise import LAWS, first_drafts
-from visual_ar.accel.state import DecodeState
-from visual_ar.accel.tree import Tree
+from visual_ar.accel.drafts.drafter import Draft, Drafter, Outcome
+from visual_ar.accel.drafts.initialise import LAWS, first_drafts
+from visual_ar.accel.drafts.tree import Tree
+from visual_ar.accel.loop.state import DecodeState
+from visual_ar.accel.rules import acceptance
 from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows, uniforms
 

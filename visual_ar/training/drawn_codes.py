@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
-from visual_ar.training.pictures import shifted, to_float
-from visual_ar.training.state import random_numbers
+from visual_ar.training.pixels import shifted, to_float
+from visual_ar.training.progress import random_numbers
 
 BATCH = 64
 LARGEST = np.iinfo(np.uint16).max + 1

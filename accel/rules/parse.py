@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.bit_rules import BIT_RULES, BitRule, OmegaBits, WholeToken
-from visual_ar.accel.code_rules import Grouped, Lantern, LanternPlus
-from visual_ar.accel.rule import Rule, TokenRule, require
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.bit_rules import BIT_RULES, BitRule, OmegaBits, WholeToken
+from visual_ar.accel.rules.code_rules import Grouped, Lantern, LanternPlus
+from visual_ar.accel.rules.rule import Rule, TokenRule, require
 from visual_ar.sampling import CategoricalLaw
 
 

@@ -19,8 +19,8 @@ from visual_ar.sampling import Warps
 
 if TYPE_CHECKING:
     from visual_ar.layout import Layout
-    from visual_ar.models.base import TokenModel
-    from visual_ar.tokenizers.base import VisualTokenizer
+    from visual_ar.models.token_model import TokenModel
+    from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 # A `DecodeState`, a `Decoding` and a `Step`: their module imports this one.
 State: TypeAlias = Any

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visual_ar.accel.state import DecodeState
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.layout import Layout
 from visual_ar.sampling import CategoricalLaw, point_mass, take_rows
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel.graphs import CapturedSteps
-from visual_ar.accel.host_copy import OpenLength
+from visual_ar.accel.loop.graphs import CapturedSteps
+from visual_ar.accel.loop.host_copy import OpenLength
 from visual_ar.bits import BitLaw, SubcodeLaw
 from visual_ar.cache import KVCache
 from visual_ar.layout import FREE, Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import (
     CategoricalLaw,
     Sampling,

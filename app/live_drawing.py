@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from visual_ar.accel.decoding import Decoding
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.app.files import as_file
 from visual_ar.app.methods import with_method
 from visual_ar.app.settings import Settings

@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from visual_ar.accel.decoding import Decoding
-from visual_ar.accel.store import store_folder
+from visual_ar.accel.loop.contract import Decoding
 from visual_ar.conditioning import Condition
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import Sampling
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.store import store_folder
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _TOKENS, _PASSES = 40, 20  # a window is tried until so much of every picture is decoded

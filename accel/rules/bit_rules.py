@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visual_ar.accel import bit_acceptance
-from visual_ar.accel.acceptance import at
+from visual_ar.accel.rules import bit_acceptance
+from visual_ar.accel.rules.acceptance import at
 from visual_ar.bits import BitLaw
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 @dataclass(frozen=True)

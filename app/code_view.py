@@ -14,8 +14,8 @@ from torch import Tensor
 
 from visual_ar.app.enlarge import enlarged
 from visual_ar.evaluation.distortion import WINDOW, psnr, ssim
-from visual_ar.tokenizers.base import VisualTokenizer
-from visual_ar.training.pictures import to_float, to_uint8
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.training.pixels import to_float, to_uint8
 
 DIFFERENCE_GAIN = 4
 

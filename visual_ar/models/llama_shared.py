@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from visual_ar.cache import KVCache
 from visual_ar.conditioning import Condition
 from visual_ar.layers import Linear, rotations_2d
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 
 _INITIAL_STD = 0.02
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from visual_ar.accel.tree import grow
+from visual_ar.accel.drafts.tree import grow
 
 ADAPTATIONS = ("none", "length", "shape")
 _FORGETTING = 0.25

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visual_ar.accel import acceptance
-from visual_ar.accel.bit_rules import BitRule
+from visual_ar.accel.rules import acceptance
+from visual_ar.accel.rules.bit_rules import BitRule
 from visual_ar.sampling import CategoricalLaw
-from visual_ar.tokenizers.base import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
 @dataclass(frozen=True)

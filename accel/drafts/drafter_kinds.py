@@ -9,16 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from visual_ar.accel.drafting import Drafter
-from visual_ar.accel.head_drafter import HeadDrafter
-from visual_ar.accel.head_memory import check_draft_head
-from visual_ar.accel.initialise import INITIALISERS, LAWS, check_initialiser
+from visual_ar.accel.drafts.drafter import Drafter
+from visual_ar.accel.drafts.head_drafter import HeadDrafter
+from visual_ar.accel.drafts.head_memory import check_draft_head
+from visual_ar.accel.drafts.initialise import INITIALISERS, LAWS, check_initialiser
+from visual_ar.accel.drafts.position_drafts import JacobiDrafter, SpatialDrafter
+from visual_ar.accel.drafts.tree import Tree
 from visual_ar.accel.jacobi import COUPLINGS
-from visual_ar.accel.position_drafts import JacobiDrafter, SpatialDrafter
-from visual_ar.accel.state import DecodeState
-from visual_ar.accel.tree import Tree
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.layout import Layout
-from visual_ar.models.base import TokenModel
+from visual_ar.models.token_model import TokenModel
 
 
 class DrafterKind(ABC):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from visual_ar.tokenizers.binary import BinaryTokenizer
-from visual_ar.training.codes import BATCH, digest
-from visual_ar.training.pictures import shifted, to_float
-from visual_ar.training.state import random_numbers
+from visual_ar.training.drawn_codes import BATCH, digest
+from visual_ar.training.pixels import shifted, to_float
+from visual_ar.training.progress import random_numbers
 
 
 class DrawnBits(NamedTuple):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel.drafting import Draft, Drafter, Outcome
-from visual_ar.accel.head_memory import HeadMemory
-from visual_ar.accel.state import DecodeState
-from visual_ar.accel.tree import Tree, visible
+from visual_ar.accel.drafts.drafter import Draft, Drafter, Outcome
+from visual_ar.accel.drafts.head_memory import HeadMemory
+from visual_ar.accel.drafts.tree import Tree, visible
+from visual_ar.accel.loop.state import DecodeState
 from visual_ar.accel.tree_acceptance import draw_in_turn
 from visual_ar.sampling import CategoricalLaw, take_rows
 

@@ -23,8 +23,7 @@ from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
 from visual_ar.training.bundle import save_delta, save_pipeline
-from visual_ar.training.codes import cached_codes
-from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.drawn_codes import cached_codes
 from visual_ar.training.generator import (
     HELD_OUT_PICTURES,
     MEASURE_BATCH,
@@ -34,10 +33,8 @@ from visual_ar.training.generator import (
     soft_cross_entropy,
 )
 from visual_ar.training.loop import Training
-from visual_ar.training.pictures import save_sheet
-from visual_ar.training.recipe import DenoisingRecipe, GeneratorRecipe, SamplingDefaults
-from visual_ar.training.recipe_file import finished_recipe
-from visual_ar.training.state import (
+from visual_ar.training.pixels import save_sheet
+from visual_ar.training.progress import (
     Average,
     Clock,
     Log,
@@ -50,6 +47,9 @@ from visual_ar.training.state import (
     restore_progress,
     update,
 )
+from visual_ar.training.recipe import DenoisingRecipe, GeneratorRecipe, SamplingDefaults
+from visual_ar.training.recipe_file import finished_recipe
+from visual_ar.training.subjects import ClassConditions, Conditions, Given, TextConditions
 
 ORDER, START, MEASURE = 1, 2, 4  # streams of random numbers
 

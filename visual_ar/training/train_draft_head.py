@@ -24,11 +24,9 @@ from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling, Warps, guide, warp
 from visual_ar.training.bundle import save_with_draft_head
-from visual_ar.training.codes import cached_codes
-from visual_ar.training.conditions import ClassConditions, Conditions, Given, TextConditions
+from visual_ar.training.drawn_codes import cached_codes
 from visual_ar.training.loop import Training
-from visual_ar.training.recipe import DraftRecipe
-from visual_ar.training.state import (
+from visual_ar.training.progress import (
     Average,
     Clock,
     Log,
@@ -41,6 +39,8 @@ from visual_ar.training.state import (
     restore_progress,
     update,
 )
+from visual_ar.training.recipe import DraftRecipe
+from visual_ar.training.subjects import ClassConditions, Conditions, Given, TextConditions
 
 ORDER, MEASURE = 1, 4  # streams of random numbers
 HELD_OUT_PICTURES = 64

@@ -1,0 +1,1 @@
+"""Who drafts: first drafts, trees, positions, heads; knows nothing about acceptance."""
