@@ -31,14 +31,15 @@ from visual_ar.accel.jacobi import JacobiBuffers
 from visual_ar.accel.loop.chain import PassNumbers
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.parse import Exact
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import DenoisingModel, TokenModel
-from visual_ar.sampling import CategoricalLaw, normal_noise, take_rows, uniforms
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.accel.rules.exact import Exact
+from visual_ar.accel.rules.rule import leading_run, redraw
+from visual_ar.cast import Cast
+from visual_ar.models.token_model import DenoisingModel
+from visual_ar.sampling import normal_noise, take_rows, uniforms
+from visual_ar.tokens.codes import CategoricalLaw
+from visual_ar.tokens.kind import TABLE
 
-_ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
+_INITIAL = 3  # use of the numbers of a rank
 _INIT = "uniform"
 
 
@@ -80,7 +81,8 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     """
 
     lossless = True
-    requires = frozenset({"categorical", "denoising"})
+    needs = frozenset({TABLE})
+    requires = frozenset({"denoising"})
 
     @register_to_config
     def __init__(self, window: int | str = 32, steps: int = 8, clean: int = 8) -> None:
@@ -89,34 +91,25 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""
+        model = cast.model
         if "denoising" not in model.capabilities:
             raise ValueError(
                 f"{type(self).__name__} needs a model with the capability 'denoising', which "
                 f"DenoisingLlamaGen has (a recipe of kind denoising trains it from a LlamaGen); "
                 f"{type(model).__name__} has only {sorted(model.capabilities)}"
             )
-        super().check(model, layout, tokenizer)
+        super().check(cast)
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """See `Decoding.init`."""
-        state = super().init(model, layout, slots, guided, window, tokenizer)
+        state = super().init(cast, slots, guided, window)
         device, width = state.tokens.device, state.tokens.shape[1]
         ratios = _model(state).noise_ratios(self.config.steps).float()
         signal, deviation = _scales(ratios)
         state.method = DenoisingBuffers(
-            q=torch.zeros(slots, window - 1, model.vocab_size, device=device),
+            q=torch.zeros(slots, window - 1, state.law_width, device=device),
             history=None,
             numbers=PassNumbers(),
             rule=Exact(),
@@ -124,7 +117,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
             signal=signal,
             deviation=deviation,
             most=self._most(torch.arange(window - 1, device=device), window),
-            latents=torch.zeros(slots, width, model.hidden_size, device=device),
+            latents=torch.zeros(slots, width, cast.model.hidden_size, device=device),
             levels=torch.zeros_like(state.tokens),
         )
         return state
@@ -152,16 +145,16 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         count = state.window - 1
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        u = buffers.numbers.take(state, offsets)  # [4, B, W]
+        numbers = buffers.numbers.take(state, offsets)  # of [B, W]
         p = state.law(self._hidden(state, ranks - 1), ranks)
-        q = CategoricalLaw(probabilities=buffers.q)
+        q = state.law_from(buffers.q)
         drafts = state.tokens.gather(1, ranks[:, :-1])
-        passes = acceptance.exact(p.first(count), q, drafts, u[_ACCEPT, :, :-1])
-        numbers = (u[_RESIDUAL, :, :-1], u[_FRESH, :, -1:])
-        tokens = acceptance.couple(p, q, drafts, passes, *numbers)
-        run = acceptance.leading_run(self._tested(state, passes, ranks[:, :-1]))
+        head = numbers.head(count)
+        passes = p.first(count).keep(q, drafts, head.test)
+        tokens, _ = redraw(buffers.rule, p, q, drafts, leading_run(passes), numbers, None)
+        run = leading_run(self._tested(state, passes, ranks[:, :-1]))
         committed = state.commit(tokens, run + 1)
-        self._shift(state, p, run + 1, ranks[:, -1], u[_INITIAL])
+        self._shift(state, p, run + 1, ranks[:, -1], numbers.first)
         self._denoise(state, ranks[:, -1])
         return state.report(committed, state.window)
 

@@ -22,12 +22,10 @@ from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
 from visual_ar.accel.rules.parse import parse_rule
 from visual_ar.accel.rules.rule import Rule
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import CategoricalLaw
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
-
-_ACCEPT, _RESIDUAL, _BONUS, _DRAFT = range(4)
+from visual_ar.cast import Cast
+from visual_ar.tokens.codes import CategoricalLaw
+from visual_ar.tokens.kind import TABLE
+from visual_ar.tokens.numbers import Numbers
 
 
 @dataclass
@@ -46,7 +44,7 @@ class HeadBuffers:
 
 
 class DraftHeadDecoding(WindowedDecoding):
-    """Chains of drafts by the model's draft head, lossless with a lossless rule.
+    """Chains of drafts by the cast's draft head, lossless with a lossless rule.
 
     Every pass drafts a chain of W - 1 tokens after the committed ones, W - 1 steps of the head, and
     verifies it in one pass of the model. All drafts are drawn after the last verification, so that
@@ -55,7 +53,7 @@ class DraftHeadDecoding(WindowedDecoding):
     Args:
         window: ranks predicted by a pass of the model, the drafts and one more, at least 1, or
             "auto" for the fastest on this device.
-        rule: acceptance rule of the drafts, see `rules.parse_rule`.
+        rule: acceptance rule of the drafts, see `parse_rule`.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 
@@ -64,6 +62,7 @@ class DraftHeadDecoding(WindowedDecoding):
     """
 
     lossless = True
+    needs = frozenset({TABLE})
     candidates: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8, 12, 16)
 
     @register_to_config
@@ -74,30 +73,19 @@ class DraftHeadDecoding(WindowedDecoding):
         self._rule = parse_rule(rule)
         self.lossless = self._rule.lossless
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`. The model must have a draft head that knows its grid."""
-        super().check(model, layout, tokenizer)
-        self._rule.check(tokenizer)
-        check_draft_head(model, layout, type(self).__name__)
+        super().check(cast)
+        self._rule.check(cast.model.tokens, cast.tokenizer)
+        check_draft_head(cast, type(self).__name__)
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """See `Decoding.init`."""
-        state = super().init(model, layout, slots, guided, window, tokenizer)
-        assert isinstance(self._rule, Rule)  # others are refused by `check`
+        state = super().init(cast, slots, guided, window)
         state.method = HeadBuffers(
             memory=HeadMemory(state, window),
             numbers=PassNumbers(),
-            rule=self._rule.bind(tokenizer, model.device),
+            rule=self._rule.bind(cast.tokenizer, cast.model.device),
         )
         return state
 
@@ -112,12 +100,12 @@ class DraftHeadDecoding(WindowedDecoding):
         buffers: HeadBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        u = buffers.numbers.take(state, offsets)  # [4, B, W]
-        drafts, q = self._draft(state, ranks[:, :-1], u[_DRAFT, :, :-1])
+        numbers = buffers.numbers.take(state, offsets)  # of [B, W]
+        drafts, q = self._draft(state, ranks[:, :-1], numbers.first[:, :-1])
         newest = state.tokens.gather(1, (ranks[:, :1] - 1).clamp(min=0))
         features = state.forward(torch.cat([newest, drafts], dim=1), ranks - 1)
         p = state.law(features, ranks)
-        run, tokens = self._verify(buffers.rule, p, q, drafts, u)
+        run, tokens = self._verify(buffers.rule, p, q, drafts, numbers)
         spent = None
         if not self.lossless:
             spent = spent_on_run(state, buffers.rule, p, q, drafts, run, self.config.measure_tv)
@@ -148,7 +136,7 @@ class DraftHeadDecoding(WindowedDecoding):
                 x = model.embed(state.twice(drafts[-1]), before)
                 feature = memory.head(x, feature, before, memory.cache)
             law = state.law(feature, rank)
-            drafts.append(law.sample(u[:, column : column + 1]))
+            drafts.append(law.draw(u[:, column : column + 1]))
             laws.append(law.probabilities)
         if not drafts:
             nothing = torch.zeros(*ranks.shape, model.vocab_size, device=ranks.device)
@@ -157,17 +145,18 @@ class DraftHeadDecoding(WindowedDecoding):
 
     @staticmethod
     def _verify(
-        rule: Rule, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, u: Tensor
+        rule: Rule, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, numbers: Numbers
     ) -> tuple[Tensor, Tensor]:
         """Drafts kept, int64 [B], and the tokens up to the one after them, int64 [B, W].
 
-        p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1]; u: [4, B, W].
+        p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1]; numbers: of [B, W] ranks.
         """
-        bonus = p.last().sample(u[_BONUS, :, -1:])
+        bonus = p.last().draw(numbers.fresh[:, -1:])
         count = drafts.shape[1]
         if count == 0:
             return torch.zeros_like(bonus[:, 0]), bonus
-        run = rule.run(p.first(count), q, drafts, u[_ACCEPT, :, :-1])
+        head = numbers.head(count)
+        run = rule.run(p.first(count), q, drafts, head.test)
         # What stands behind the correction is drafted anew, so it may be anything.
         fresh = bonus.expand(-1, count + 1)
-        return run, rule.fill(p, q, drafts, run, fresh, u[_RESIDUAL, :, :-1])
+        return run, rule.fill(p, q, drafts, run, fresh, head).tokens

@@ -13,16 +13,13 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.drafts.initialise import COPIES, check_initialiser, first_drafts
+from visual_ar.accel.drafts.initialise import COPIES, check_initialiser, first_tokens
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.loop.fused import draw_window
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules import acceptance
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import bit_uniforms, uniforms
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.accel.rules.rule import leading_run
+from visual_ar.cast import Cast
 
 _INITIALISERS = ("uniform", *sorted(COPIES))
 
@@ -40,8 +37,8 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
-    also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
+    skips = True
     capturable = True
 
     @register_to_config
@@ -54,35 +51,23 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
         """See `Decoding.fuses`."""
         return dispatch.choose(device).backend == "cuda"
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""
-        super().check(model, layout, tokenizer)
-        check_initialiser(self.config.init, layout)
+        super().check(cast)
+        check_initialiser(self.config.init, cast.layout)
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
-        """See `Decoding.init`. Its own buffer: one uniform number a rank, shaped as the tokens."""
-        state = super().init(model, layout, slots, guided, window, tokenizer)
-        state.method = torch.zeros(state.tokens.shape, device=state.tokens.device)
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
+        """See `Decoding.init`. Its own buffer: the numbers of first drafts by rank, [B, N, *]."""
+        state = super().init(cast, slots, guided, window)
+        shape = (*state.tokens.shape[:2], *state.kind.number_shape)
+        state.method = torch.zeros(shape, device=state.tokens.device)
         return state
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""
         every = torch.arange(state.tokens.shape[1], device=slots.device)
         seed, attempt = state.seed[slots, None], torch.zeros_like(every)
-        if state.bits:
-            state.method[slots] = bit_uniforms(seed, every, attempt, state.bits)
-        else:
-            state.method[slots] = uniforms(seed, every, attempt)[0]
+        state.method[slots] = state.kind.uniforms(seed, every, attempt)[0]
         offsets = torch.arange(state.window, device=slots.device)
         ranks = state.length[:, None] + offsets
         drafts = self._first(state, ranks, newest=state.length - 1)
@@ -90,24 +75,21 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
 
     def step(self, state: DecodeState) -> Step:
         """One pass: keep drafts up to the first that the noise contradicts, and its correction."""
+        kind = state.kind
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
         feed = state.take((ranks - 1).clamp(min=0))
         tokens = draw_window(state, state.forward(feed, ranks - 1), ranks)
-        same = tokens[:, :-1] == state.take(ranks[:, :-1])
-        run = acceptance.leading_run(same.all(-1) if state.bits else same)
+        run = leading_run(kind.same(tokens[:, :-1], state.take(ranks[:, :-1])))
         newest = ranks[:, -1]
         committed = state.commit(tokens, run + 1)
         entering = state.length[:, None] + offsets[:-1]
         initial = self._first(state, entering, newest)
-        enters = entering > newest[:, None]
-        enters = enters[..., None] if state.bits else enters
+        enters = kind.spread(entering > newest[:, None])
         state.put(entering, torch.where(enters, initial, state.take(entering)))
         return state.report(committed, head_evaluations=state.window)
 
     def _first(self, state: DecodeState, ranks: Tensor, newest: Tensor) -> Tensor:
-        """First drafts. ranks: int64 [B, K]; newest: int64 [B]; returns tokens [B, K]."""
-        index = ranks[..., None].expand(-1, -1, state.bits) if state.bits else ranks
-        u = state.method.gather(1, index)
-        tokens, _ = first_drafts(self.config.init, state, None, ranks, newest, u)
-        return tokens
+        """First drafts [B, K, *]. ranks: int64 [B, K]; newest: int64 [B]."""
+        pictures = torch.arange(state.slots, device=ranks.device)[:, None]
+        return first_tokens(self.config.init, state, ranks, newest, state.method[pictures, ranks])

@@ -17,25 +17,28 @@ from torch import Tensor
 
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.loop.state import DecodeState, Step
-from visual_ar.conditioning import Condition
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import Sampling, bit_uniforms, uniforms
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.sampling import Sampling
 
 
 @dataclass
 class GroupBuffers:
     """What passes hand on, and what the layout says about the groups.
 
+    A pass happens at some lengths only: a length is reached with a group that was drawn and all
+    ranks behind it that no pass draws.
+
     Attributes:
-        start: int64 [N + 1], first rank to feed before rank r is predicted: that of the group
-            before the group of r, -1 for the first group; at N, that of the last group.
+        start: int64 [N + 1], for every such length the first rank that no pass was fed, -1 for the
+            first; at N, that of the last pass.
         end: int64 [N + 1], `Layout.group_end`; N at N.
-        widths: for every length, ranks that a pass needs: of the group fed and of the next one.
-        sources: int64 [N + W, A], `Layout.sources`, at least -1.
-        hidden: [R, 1 + N + W, A, D], hidden states of rank r at 1 + r.
-        u: fp32 [B, N + W], or of bits [B, N + W, d], the number that draws each rank.
+        widths: for every length, ranks that a pass needs: of those fed and of the next group.
+        sources: int64 [N + W, A], `Layout.sources`, at least -P.
+        hidden: [R, P + N + W, A, D], hidden states of rank r at P + r.
+        u: fp32 [B, N + W, *], the numbers that draw each rank.
+        prefix: P.
     """
 
     start: Tensor
@@ -44,52 +47,61 @@ class GroupBuffers:
     sources: Tensor
     hidden: Tensor
     u: Tensor
+    prefix: int
 
     @classmethod
     def of(cls, state: DecodeState) -> GroupBuffers:
-        """Buffers for a state whose window is at least the largest group."""
-        layout, device = state.layout, state.tokens.device
+        """Buffers for a state whose window is at least `widest`."""
+        layout, device, prefix = state.layout, state.tokens.device, state.cast.prefix
         ways = layout.sources.shape[1]
-        first = layout.group_start
-        before = torch.where(first > 0, first[(first - 1).clamp(min=0)], -1)
-        last, full = first[-1:], layout.group_end[-1:]
+        starts, widths = _passes(layout)
         spare = layout.sources.new_full((state.window, ways), -1)
         width, rows = state.tokens.shape[1], len(state.root)
-        start, end = torch.cat([before, last]), torch.cat([layout.group_end, full])
-        lengths = torch.arange(len(end), device=device)
+        shape = (rows, prefix + width, ways, state.model.hidden_size)
+        numbers = (state.slots, width, *state.kind.number_shape)
         return cls(
-            start=start,
-            end=end,
-            widths=torch.maximum(lengths - start, end - lengths).tolist(),
-            sources=torch.cat([layout.sources, spare]).clamp(min=-1),
-            hidden=torch.zeros(
-                rows,
-                1 + width,
-                ways,
-                state.model.hidden_size,
-                dtype=state.root.dtype,
-                device=device,
-            ),
-            u=torch.zeros(state.tokens.shape, device=device),
+            start=torch.tensor(starts, device=device),
+            end=torch.cat([layout.group_end, layout.group_end[-1:]]),
+            widths=widths,
+            sources=torch.cat([layout.sources, spare]).clamp(min=-prefix),
+            hidden=torch.zeros(shape, dtype=state.root.dtype, device=device),
+            u=torch.zeros(numbers, device=device),
+            prefix=prefix,
         )
 
-    def keep(self, hidden: Tensor, ranks: Tensor) -> None:
+    def keep(self, hidden: Tensor, ranks: Tensor, rows: Tensor | None = None) -> None:
         """Stores the hidden states of some ranks.
 
         Args:
             hidden: [R, Q, D] or [R, Q, A, D].
-            ranks: int64 [R, Q], from -1.
+            ranks: int64 [R, Q], from -P.
+            rows: int64 [R], of the buffer; None is all of them.
         """
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        self.hidden[rows, ranks + 1] = hidden if hidden.dim() == 4 else hidden[:, :, None]
+        if rows is None:
+            rows = torch.arange(len(hidden), device=hidden.device)
+        states = hidden if hidden.dim() == 4 else hidden[:, :, None]
+        self.hidden[rows[:, None], ranks + self.prefix] = states
 
     def of_sources(self, ranks: Tensor) -> Tensor:
         """What `predict` takes. ranks: int64 [R, Q]; returns [R, Q, D], or [R, Q, A, D]."""
-        columns = self.sources[ranks] + 1  # [R, Q, A]
+        columns = self.sources[ranks] + self.prefix  # [R, Q, A]
         rows = torch.arange(len(ranks), device=ranks.device)[:, None, None]
         ways = torch.arange(columns.shape[-1], device=ranks.device)
         found = self.hidden[rows, columns, ways]
         return found.squeeze(2) if len(ways) == 1 else found
+
+
+def _passes(layout: Layout) -> tuple[list[int], list[int]]:
+    """First rank to feed and ranks of the pass, for every length at which one happens."""
+    length, ends = layout.length, layout.group_end.tolist()
+    following = layout.following or list(range(length + 1))
+    starts, widths = [0] * (length + 1), [1] * (length + 1)
+    at, before = following[0], following[0] - 1
+    while at < length:
+        starts[at], widths[at] = before, max(at - before, ends[at] - at)
+        at, before = following[ends[at]], at
+    starts[length] = before
+    return starts, widths
 
 
 class GroupDecoding(Decoding):
@@ -100,7 +112,7 @@ class GroupDecoding(Decoding):
     """
 
     lossless = True
-    also_serves = frozenset({"bits", "subcodes"})
+    skips = True
 
     @register_to_config
     def __init__(self) -> None:
@@ -115,61 +127,47 @@ class GroupDecoding(Decoding):
                 f"{type(self).__name__} needs a layout of groups that follow each other, the "
                 f"groups of this one of grid {layout.grid} overlap"
             )
-        if bool((layout.sources >= layout.group_start[:, None]).any()):
+        own = layout.sources >= layout.group_start[:, None]
+        if bool(own[~layout.fixed].any()):
             raise ValueError(
                 f"{type(self).__name__} needs a layout whose groups are predicted from earlier "
                 f"ones, this one of grid {layout.grid} predicts some rank from its own group"
             )
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
-        """See `Decoding.init`. The window is at least the largest group."""
-        self.check(model, layout, tokenizer)
-        window = max(window, layout.largest_group)
-        state = super().init(model, layout, slots, guided, window, tokenizer)
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
+        """See `Decoding.init`. The window is at least as wide as the widest pass."""
+        self.check(cast)
+        window = max(window, *_passes(cast.layout)[1])
+        state = super().init(cast, slots, guided, window)
         state.method = GroupBuffers.of(state)
         return state
 
-    def choose_window(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        condition: Condition,
-        sampling: Sampling,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> int:
-        """Ranks of the largest group."""
-        return layout.largest_group
+    def choose_window(self, cast: Cast, condition: Condition, sampling: Sampling) -> int:
+        """Ranks of the widest pass."""
+        return max(_passes(cast.layout)[1])
+
+    def prefilled(self, state: DecodeState, rows: Tensor, hidden: Tensor, ranks: Tensor) -> None:
+        """See `Decoding.prefilled`: prefix slots and ranks given first may be sources."""
+        state.method.keep(hidden, ranks, rows)
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Draws the numbers of newly admitted slots, all at once: a pass has few to draw.
 
         Attempt 0: a rank is drawn once, in a pass that the layout fixes.
         """
-        seed = state.seed[slots, None]
         ranks = torch.arange(state.tokens.shape[1], device=slots.device)
-        attempt = torch.zeros_like(ranks)
-        if state.bits:
-            state.method.u[slots] = bit_uniforms(seed, ranks, attempt, state.bits)
-        else:
-            state.method.u[slots] = uniforms(seed, ranks, attempt)[0]
+        u = state.kind.uniforms(state.seed[slots, None], ranks, torch.zeros_like(ranks))
+        state.method.u[slots] = u[0]
 
     def step(self, state: DecodeState) -> Step:
         """One group for every unfinished picture."""
         law, ranks = self.next_laws(state)
-        committed = self.commit_group(state, law.sample(self.numbers(state, ranks)))
+        committed = self.commit_group(state, law.draw(self.numbers(state, ranks)))
         return state.report(committed, ranks.shape[1])
 
     @staticmethod
     def numbers(state: DecodeState, ranks: Tensor) -> Tensor:
-        """The number that draws each rank: [B, w], or [B, w, d]. ranks: int64 [B, w]."""
+        """The numbers that draw each rank: [B, w, *]. ranks: int64 [B, w]."""
         pictures = torch.arange(state.slots, device=ranks.device)[:, None]
         return state.method.u[pictures, ranks]
 
@@ -184,7 +182,7 @@ class GroupDecoding(Decoding):
         fed = buffers.start[state.length][:, None] + offsets
         scratch = state.layout.length + offsets
         fed = torch.where(fed < state.length[:, None], fed, scratch)
-        hidden = state.forward(state.take(fed.clamp(min=0)), fed)
+        hidden = state.forward_alone(state.take(fed.clamp(min=0)), fed)
         buffers.keep(hidden, state.twice(fed))
         ranks = state.length[:, None] + offsets
         return state.law(buffers.of_sources(state.twice(ranks)), ranks), ranks
@@ -200,6 +198,6 @@ class GroupDecoding(Decoding):
 
     @staticmethod
     def commit_group(state: DecodeState, tokens: Tensor) -> Tensor:
-        """Commits the next group. tokens: [B, w], see `next_laws`; returns int64 [B]."""
+        """Commits the next group. tokens: [B, w, *], see `next_laws`; returns int64 [B]."""
         buffers: GroupBuffers = state.method
         return state.commit(tokens, buffers.end[state.length] - state.length)

@@ -20,12 +20,14 @@ from torch import Tensor
 from visual_ar.accel.groups import GroupBuffers, GroupDecoding
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules import acceptance
-from visual_ar.conditioning import Condition
-from visual_ar.layout import FREE, Layout
+from visual_ar.accel.rules.rule import leading_run
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
+from visual_ar.layout import ABSENT, Layout
 from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import CategoricalLaw, Sampling, take_rows, uniforms
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.sampling import Sampling, take_rows, uniforms
+from visual_ar.tokens.codes import CategoricalLaw
+from visual_ar.tokens.kind import TABLE
 
 FORMS = ("whole", "ahead")
 _ACCEPT, _RESIDUAL, _FRESH = range(3)
@@ -50,8 +52,8 @@ class Crossing:
     @classmethod
     def of(cls, drafter: TokenModel, verifying: Layout) -> Crossing:
         """Of a drafter's order of the same grid; ValueError if it has none."""
-        layout = drafter.layout(verifying.grid).to(verifying.order.device)
-        drafted = torch.argsort(layout.order)[verifying.order]
+        layout = drafter.layout(verifying.grid).to(verifying.cell.device)
+        drafted = torch.argsort(layout.cell)[verifying.cell]
         return cls(layout, drafted, torch.argsort(drafted), len(layout.group_end.unique()))
 
     def seen(self, prefix: int, slots: int) -> Tensor:
@@ -97,7 +99,7 @@ class HybridBuffers:
 
 
 class HybridDecoding(WindowedDecoding):
-    """Verifies the drafts of `model.draft_model`, with the exact law of the next-token model.
+    """Verifies the drafts of the cast's `draft_model`, with the exact law of the next-token model.
 
     Args:
         window: drafts that a pass verifies, at least 1, or "auto" for the fastest on this device.
@@ -111,6 +113,7 @@ class HybridDecoding(WindowedDecoding):
     """
 
     lossless = True
+    needs = frozenset({TABLE})
 
     @register_to_config
     def __init__(self, window: int | str = "auto", drafts: str = "whole") -> None:
@@ -118,35 +121,35 @@ class HybridDecoding(WindowedDecoding):
         if drafts not in FORMS:
             raise ValueError(f"drafts must be one of {', '.join(FORMS)}, got {drafts!r}")
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""
-        super().check(model, layout, tokenizer)
-        drafter = model.draft_model
+        super().check(cast)
+        drafter, model = cast.draft_model, cast.model
         if drafter is None:
             raise ValueError(
                 f"{type(self).__name__} needs a model with a draft model (draft_with), "
                 f"{type(model).__name__} has none"
             )
-        GroupDecoding().check(drafter, drafter.layout(layout.grid))
+        if TABLE not in drafter.tokens.offers:
+            raise ValueError(
+                "draft_model must name the law of every draft, the tokens of "
+                f"{type(drafter).__name__} are {drafter.tokens.name}"
+            )
+        if drafter.vocab_size != model.vocab_size:
+            raise ValueError(
+                f"draft_model must share the tokenizer's {model.vocab_size} codes, "
+                f"got {drafter.vocab_size} codes"
+            )
+        GroupDecoding().check(Cast(drafter, drafter.layout(cast.layout.grid)))
         if self.config.drafts == "ahead" and "some sources" not in drafter.capabilities:
             raise ValueError(
                 "drafts='ahead' needs a drafter that predicts from some of its sources, "
                 f"{type(drafter).__name__} has {sorted(drafter.capabilities)}"
             )
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """See `Decoding.init`."""
-        state = super().init(model, layout, slots, guided, window, tokenizer)
+        state = super().init(cast, slots, guided, window)
         crossing = Crossing.of(self._drafter(state), state.layout)
         buffers = HybridBuffers(crossing, None, None, None, torch.full_like(state.length, -1))
         if self.config.drafts == "ahead":
@@ -154,7 +157,7 @@ class HybridDecoding(WindowedDecoding):
             buffers.drafting = drafting
             buffers.seen = crossing.seen(drafting.cache.prefix, drafting.cache.slots)
         else:
-            shape = (*state.tokens.shape, model.vocab_size)
+            shape = (*state.tokens.shape, state.law_width)
             buffers.q = torch.zeros(shape, device=state.tokens.device)
         state.method = buffers
         return state
@@ -194,14 +197,14 @@ class HybridDecoding(WindowedDecoding):
         if buffers.q is None:
             q = self._draft_ahead(state, ranks, u[_FRESH])
         else:
-            q = CategoricalLaw(probabilities=take_rows(buffers.q, ranks))
+            q = state.law_from(take_rows(buffers.q, ranks))
         feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
         p = state.law(state.forward(feed, ranks - 1), ranks)
         drafts = state.tokens.gather(1, ranks)
-        run = acceptance.leading_run(acceptance.exact(p, q, drafts, u[_ACCEPT]))
+        run = leading_run(p.keep(q, drafts, u[_ACCEPT]))
         # No token follows a whole run for free: the draft behind it must be tested as well.
         at = run.clamp(max=window - 1)[:, None]
-        corrected = p.rows(at).residual(q.rows(at), u[_RESIDUAL].gather(1, at))
+        corrected = p.rows(at).redraw(q.rows(at), u[_RESIDUAL].gather(1, at))
         tokens = torch.where(offsets == run[:, None], corrected, drafts)
         step = state.report(state.commit(tokens, (run + 1).clamp(max=window)), window)
         evaluations, buffers.evaluations = buffers.evaluations, 0
@@ -209,14 +212,14 @@ class HybridDecoding(WindowedDecoding):
 
     @staticmethod
     def _drafter(state: DecodeState) -> TokenModel:
-        drafter = state.model.draft_model
+        drafter = state.cast.draft_model
         assert drafter is not None
         return drafter
 
     def _drafting(self, state: DecodeState, buffers: HybridBuffers, slots: int) -> DecodeState:
         """A state of the drafter for some pictures."""
-        drafter, layout = self._drafter(state), buffers.crossing.layout
-        return buffers.group.init(drafter, layout, slots, state.guided, state.window)
+        cast = Cast(self._drafter(state), buffers.crossing.layout)
+        return buffers.group.init(cast, slots, state.guided, state.window)
 
     @staticmethod
     def _start(
@@ -241,7 +244,8 @@ class HybridDecoding(WindowedDecoding):
         buffers.group.admit(drafting, places, condition, sampling)
         if state.forced is not None:
             if drafting.forced is None:
-                drafting.forced = torch.full_like(drafting.tokens, FREE)
+                shape = drafting.tokens.shape
+                drafting.forced = drafting.kind.no_force(*shape, device=places.device)
             forced = state.forced[slots][:, buffers.crossing.verified]
             drafting.forced[places, : forced.shape[1]] = forced
 
@@ -260,12 +264,12 @@ class HybridDecoding(WindowedDecoding):
             buffers.crossing,
             torch.arange(len(slots), device=slots.device)[:, None],
         )
-        laws = buffers.q.new_zeros(*drafting.tokens.shape, state.model.vocab_size)
+        laws = buffers.q.new_zeros(*drafting.tokens.shape, buffers.q.shape[-1])
         for _ in range(crossing.groups):
             law, ranks = buffers.group.next_laws(drafting)
-            laws[everyone, ranks] = law.probabilities
+            laws[everyone, ranks] = law.features
             # Of attempt 0, which no test uses: a draft and its test must share no number.
-            tokens = law.sample(buffers.group.numbers(drafting, ranks))
+            tokens = law.draw(buffers.group.numbers(drafting, ranks))
             buffers.group.commit_group(drafting, tokens)
             buffers.evaluations += ranks.numel()
         length = crossing.layout.length
@@ -292,12 +296,12 @@ class HybridDecoding(WindowedDecoding):
         wanted = crossing.drafted[ranks.clamp(max=last)]
         sources = crossing.layout.sources[wanted]  # [B, W, A]
         committed = crossing.verified[sources.clamp(min=0)] < state.length[:, None, None]
-        present = torch.where(sources >= 0, committed, sources == -1)
+        present = torch.where(sources >= 0, committed, sources != ABSENT)
         hidden = groups.of_sources(state.twice(wanted))
         rows = (state.twice(wanted), state.twice(present))
         model: Any = drafting.model  # one with "some sources", as `check` made sure
         law = drafting.warped(model.predict(hidden, *rows), wanted)
-        state.tokens.scatter_(1, ranks, law.sample(u))
+        state.tokens.scatter_(1, ranks, law.draw(u))
         buffers.evaluations += ranks.numel()
         return law
 
@@ -316,7 +320,7 @@ class HybridDecoding(WindowedDecoding):
         visible = drafting.twice(buffers.seen[ranks + prefix])  # [R, W, S]
         visible[..., :prefix] &= drafting.cache.prefix_mask[:, None]
         tokens = state.tokens.gather(1, inside)
-        hidden = drafting.forward(tokens, ranks, visible[:, None])
+        hidden = drafting.forward_alone(tokens, ranks, visible[:, None])
         groups: GroupBuffers = drafting.method
         groups.keep(hidden, drafting.twice(ranks))
         buffers.fed = state.length.clone()

@@ -4,6 +4,11 @@ Teng et al. (2024), arXiv 2410.01699, Algorithm 1, with batches that advance rag
 for first drafts, and couplings of consecutive drafts (arXiv 2510.24211): drafts that change less
 from pass to pass are accepted more often, and any coupling that leaves each draft's marginal law
 alone keeps the output law. Knows nothing about families or pixels.
+
+Where no sum goes over all tokens, a draw from norm((p - q)+) has no bound on its proposals: a pass
+makes a fixed number of them, and where none is kept the picture waits, its refused draft and that
+draft's law with it, and asks again in the next pass; the tail behind goes on meanwhile. So the law
+stays exact and the host reads nothing.
 """
 
 from __future__ import annotations
@@ -15,25 +20,20 @@ from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel import bit_jacobi
 from visual_ar.accel.drafts.initialise import LAWS, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
-from visual_ar.accel.kernels.specialise import codes_of, covers
+from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.chain import PassNumbers, spent_on_run
 from visual_ar.accel.loop.fused import verify_window
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.bit_rules import BitRule, Bitwise
-from visual_ar.accel.rules.parse import Exact, parse_rule
-from visual_ar.accel.rules.rule import Rule
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import CategoricalLaw, uniforms
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
-
-COUPLINGS = ("independent", "maximal", "gumbel")
-_ACCEPT, _RESIDUAL, _FRESH, _INITIAL = range(4)
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.rule import Rule, redraw
+from visual_ar.cast import Cast
+from visual_ar.sampling import take_rows
+from visual_ar.tokens.kind import TABLE, TEST
+from visual_ar.tokens.law import Law, Redrawn
+from visual_ar.tokens.numbers import Numbers
 
 
 @dataclass
@@ -41,16 +41,20 @@ class JacobiBuffers:
     """What a pass hands to the next one.
 
     Attributes:
-        q: fp32 [B, W - 1, V], law of the draft at rank length + j.
-        history: fp32 [B, N + scratch, V], latest law of every rank; None when no draft reads it.
+        q: fp32 [B, W - 1, F], features of the law of the draft at rank length + j.
+        history: fp32 [B, N + scratch, F], latest features of every rank; None when no draft reads
+            them.
         numbers: uniform numbers of the next passes.
         rule: the acceptance rule with its tables.
+        refused: bool [B], whether the first draft was refused before and its replacement is sought;
+            None for tokens of which a replacement is always found.
     """
 
     q: Tensor
     history: Tensor | None
     numbers: PassNumbers
     rule: Rule
+    refused: Tensor | None = None
 
 
 class SpeculativeJacobiDecoding(WindowedDecoding):
@@ -65,9 +69,9 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
             as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
             token there; "left-law" or "above-law" draws from the law last seen there.
-        rule: acceptance rule of the drafts that are tested, see `rules.parse_rule`. The redrawn
-            tail is coupled by the exact test whatever the rule, so that its laws stay known. On
-            bits "exact" tests whole tokens and "bitwise" every bit, both lossless.
+        rule: acceptance rule of the drafts that are tested, see `parse_rule`. The redrawn tail is
+            coupled by the exact test whatever the rule, so that its laws stay known. On bits
+            "exact" tests whole tokens and "bitwise" every bit, both lossless.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 
@@ -76,7 +80,8 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     """
 
     lossless = True
-    also_serves = frozenset({"bits", "subcodes"})
+    needs = frozenset({TEST})
+    skips = True
     capturable = True
 
     @register_to_config
@@ -107,185 +112,161 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
 
     def fuses(self, device: torch.device) -> bool:
         """See `Decoding.fuses`."""
-        return covers(self._rule) and dispatch.choose(device).backend == "cuda"
+        return self._rule.structure is not None and dispatch.choose(device).backend == "cuda"
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""
-        super().check(model, layout, tokenizer)
-        check_initialiser(self.config.init, layout)
-        if not model.bits:
-            self._rule.check(tokenizer)
-            return
-        self._bit_rule(model)
-        if self.config.measure_tv:
+        super().check(cast)
+        check_initialiser(self.config.init, cast.layout)
+        kind = cast.model.tokens
+        self._rule.check(kind, cast.tokenizer)
+        if self.config.measure_tv and TABLE not in kind.offers:
             raise ValueError(
-                "measure_tv must be False for a model of bits, whose 2^d tokens no sum "
-                "goes over, got True"
+                f"measure_tv must be False for tokens that are {kind.name}, which no sum goes "
+                "over, got True"
             )
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """See `Decoding.init`."""
-        state = super().init(model, layout, slots, guided, window, tokenizer)
-        if state.bits:
-            rule, coupling = self._bit_rule(model), self.config.coupling
-            state.method = bit_jacobi.buffers_for(state, rule, coupling, self.config.init)
-            return state
-        assert not isinstance(self._rule, BitRule)  # refused by `check`
-        device, vocabulary, width = state.tokens.device, model.vocab_size, state.tokens.shape[1]
-        history = torch.zeros(slots, width, vocabulary, device=device)
+        state = super().init(cast, slots, guided, window)
+        device, features = state.tokens.device, state.law_width
+        history = None
+        if self.config.init in LAWS:
+            history = torch.zeros(slots, state.tokens.shape[1], features, device=device)
         state.method = JacobiBuffers(
-            q=torch.zeros(slots, window - 1, vocabulary, device=device),
-            history=history if self.config.init in LAWS else None,
+            q=torch.zeros(slots, window - 1, features, device=device),
+            history=history,
             numbers=PassNumbers(),
-            rule=self._rule.bind(tokenizer, model.device),
+            rule=self._rule.bind(cast.tokenizer, device),
+            refused=torch.zeros_like(state.done) if state.kind.waits else None,
         )
         return state
 
-    def _bit_rule(self, model: TokenModel) -> BitRule:
-        """The rule's form for the model's bits. Raises ValueError when it has none."""
-        rule = self._rule.on_bits()
-        if "bits" in model.capabilities:
-            return rule
-        if not rule.lossless:
-            raise ValueError(
-                f"rule must be exact for a model of sub-codes, whose tokens have no neighbours to "
-                f"count, got {self.config.rule}"
-            )
-        return Bitwise()
-
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Drafts the first window of newly admitted slots."""
-        if state.bits:
-            bit_jacobi.prepare(state, slots)
-            return
-        buffers = state.method
+        buffers: JacobiBuffers = state.method
         buffers.numbers.forget()
-        offsets = torch.arange(state.window - 1, device=slots.device)
-        ranks = state.length[:, None] + offsets
-        u = uniforms(state.seed[:, None], ranks, torch.zeros_like(ranks))[_INITIAL]
+        if buffers.refused is not None:
+            buffers.refused[slots] = False
+        ranks = state.length[:, None] + torch.arange(state.window - 1, device=slots.device)
+        attempt = torch.zeros_like(state.length)
+        u = state.kind.uniforms(state.seed[:, None], ranks, attempt[:, None])
+        first = state.kind.numbers(u, state.seed, ranks, attempt).first
         newest = state.length - 1
-        tokens, q = first_drafts(self.config.init, state, buffers.history, ranks, newest, u)
+        tokens, q = first_drafts(self.config.init, state, buffers.history, ranks, newest, first)
         state.tokens[slots[:, None], ranks[slots]] = tokens[slots]
         buffers.q[slots] = q.expand_as(buffers.q)[slots]
 
     def step(self, state: DecodeState) -> Step:
         """One pass: predict the window, keep the leading run of drafts, redraw the rest."""
-        if state.bits:
-            return bit_jacobi.step(state)
         buffers: JacobiBuffers = state.method
         offsets = torch.arange(state.window, device=state.length.device)
         ranks = state.length[:, None] + offsets  # [B, W]
-        feed = state.tokens.gather(1, (ranks - 1).clamp(min=0))
+        feed = state.take((ranks - 1).clamp(min=0))
         hidden = state.forward(feed, ranks - 1)
-        drafts = state.tokens.gather(1, ranks[:, :-1])
-        q = CategoricalLaw(probabilities=buffers.q)
+        drafts = state.take(ranks[:, :-1])
+        q = state.law_from(buffers.q)
         if state.fused:
-            verdict = verify_window(
-                state,
-                hidden,
-                ranks,
-                drafts,
-                buffers.q,
-                self.config.rule,
-                self.config.coupling,
-                codes_of(buffers.rule),
-            )
-            p = CategoricalLaw(probabilities=verdict.laws)
-            run, tokens, initial = verdict.run, verdict.tokens, verdict.initial
+            p, run, (tokens, found), initial = self._fused(state, hidden, ranks, drafts)
         else:
-            u = buffers.numbers.take(state, offsets)  # [4, B, W]
-            p = state.law(hidden, ranks)
-            run = self._run(p, q, drafts, buffers.rule, u)
-            tokens, initial = self._redraw(state, p, q, drafts, run, ranks, u), u[_INITIAL]
+            numbers = buffers.numbers.take(state, offsets)
+            p, initial = state.law(hidden, ranks), numbers.first
+            run, (tokens, found) = self._judge(state, p, q, drafts, ranks, numbers)
         newest = ranks[:, -1]
         spent = None
         if not self.lossless:
-            spent = spent_on_run(state, buffers.rule, p, q, drafts, run, self.config.measure_tv)
-        committed = state.commit(tokens, run + 1)
-        self._shift(state, buffers, p, run + 1, newest, initial)
+            known = (p, q, drafts, run, self.config.measure_tv, buffers.refused)
+            spent = spent_on_run(state, buffers.rule, *known)
+        moved = run + 1 if found is None else run + found.to(run.dtype)
+        committed = state.commit(tokens, moved)
+        if buffers.refused is not None:
+            buffers.refused = torch.zeros_like(state.done) if found is None else ~found
+        self._shift(state, p, ranks[:, 0], newest, initial[:, :-1])
         return state.report(committed, state.window, spent)
 
-    def _run(
-        self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, rule: Rule, u: Tensor
-    ) -> Tensor:
-        """How many drafts are kept: int64 [B]. p: [B, W]; q: [B, W - 1]; u: [4, B, W]."""
-        if drafts.shape[1] == 0:
-            return torch.zeros_like(drafts[:, :1]).sum(1)
-        return rule.run(p.first(drafts.shape[1]), q, drafts, u[_ACCEPT, :, :-1])
+    def _fused(
+        self, state: DecodeState, hidden: Tensor, ranks: Tensor, drafts: Tensor
+    ) -> tuple[Law, Tensor, Redrawn, Tensor]:
+        """Laws, run, window and numbers for first drafts, as `_judge`, by the kernel."""
+        buffers: JacobiBuffers = state.method
+        form = buffers.rule.kernel_form()
+        verdict = verify_window(
+            state,
+            hidden,
+            ranks,
+            drafts,
+            buffers.q,
+            self.config.rule,
+            self.config.coupling,
+            None if form is None else form.codes,
+        )
+        return state.law_from(verdict.laws), verdict.run, Redrawn(verdict.tokens), verdict.initial
 
-    def _redraw(
+    def _judge(
         self,
         state: DecodeState,
-        p: CategoricalLaw,
-        q: CategoricalLaw,
+        p: Law,
+        q: Law,
         drafts: Tensor,
-        run: Tensor,
         ranks: Tensor,
-        u: Tensor,
-    ) -> Tensor:
-        """Tokens of the window after the pass: kept drafts, the correction, the new tail.
+        numbers: Numbers,
+    ) -> tuple[Tensor, Redrawn]:
+        """Tests the drafts and redraws what is behind the first that fails.
 
         Args:
-            p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1].
-            run: int64 [B], kept drafts.
-            ranks: int64 [B, W]; u: [4, B, W].
+            state: before the pass is committed.
+            p: [B, W] laws.
+            q: [B, W - 1] laws of the drafts.
+            drafts: [B, W - 1, *].
+            ranks: int64 [B, W].
+            numbers: of `ranks`.
 
         Returns:
-            int64 [B, W].
+            drafts kept, int64 [B], and the window's tokens after the pass, see `Rule.fill`.
         """
-        rule, count = state.method.rule, drafts.shape[1]
-        maximal = self.config.coupling == "maximal" and count > 0
-        if maximal:
-            passes = acceptance.exact(p.first(count), q, drafts, u[_ACCEPT, :, :-1])
-            numbers = (u[_RESIDUAL, :, :-1], u[_FRESH, :, -1:])
-            fresh = acceptance.couple(p, q, drafts, passes, *numbers)
-        elif self.config.coupling == "gumbel":
-            fresh = p.sample_gumbel(state.noise_at(ranks))
-        else:
-            fresh = p.sample(u[_FRESH])
-        if count == 0 or (maximal and isinstance(rule, Exact)):
-            return fresh  # whose leading run and correction are already the rule's
-        return rule.fill(p, q, drafts, run, fresh, u[_RESIDUAL, :, :-1])
+        buffers: JacobiBuffers = state.method
+        count = drafts.shape[1]
+        fresh = None
+        if self.config.coupling == "gumbel":
+            fresh = p.draw_frozen(state.noise_at(ranks))
+        elif self.config.coupling == "independent" or count == 0:
+            fresh = p.draw(numbers.fresh)
+        if count == 0:
+            assert fresh is not None
+            return torch.zeros_like(state.length), Redrawn(fresh)
+        rule, test = buffers.rule, numbers.test[:, :-1]
+        run = rule.run(p.first(count), q, drafts, test, buffers.refused)
+        return run, redraw(rule, p, q, drafts, run, numbers, fresh)
 
-    def _shift(
-        self,
-        state: DecodeState,
-        buffers: JacobiBuffers,
-        p: CategoricalLaw,
-        moved: Tensor,
-        newest: Tensor,
-        u: Tensor,
-    ) -> None:
+    def _shift(self, state: DecodeState, p: Law, first: Tensor, newest: Tensor, u: Tensor) -> None:
         """Moves the window behind the committed tokens and drafts the ranks that enter it.
 
         Args:
+            state: after the pass was committed.
             p: [B, W] laws of this pass. They become q, for the tokens just drawn from them.
-            moved: int64 [B], ranks the window moves by.
+            first: int64 [B], first rank that the pass predicted.
             newest: int64 [B], last rank that has a token.
-            u: [B, W] numbers for first drafts.
+            u: [B, W - 1, *] numbers for first drafts.
         """
-        window = state.window
+        buffers, window = state.method, state.window
+        device = newest.device
         if buffers.history is not None:
-            all_ranks = newest[:, None] - torch.arange(window - 1, -1, -1, device=moved.device)
-            pictures = torch.arange(state.slots, device=moved.device)[:, None]
-            buffers.history[pictures, all_ranks] = p.probabilities
-        row = moved[:, None] + torch.arange(window - 1, device=moved.device)
-        ranks = state.length[:, None] + torch.arange(window - 1, device=moved.device)
+            predicted = newest[:, None] - torch.arange(window - 1, -1, -1, device=device)
+            pictures = torch.arange(state.slots, device=device)[:, None]
+            buffers.history[pictures, predicted] = p.features
+        offsets = torch.arange(window - 1, device=device)
+        ranks = state.length[:, None] + offsets
+        row = ranks - first[:, None]
         initial, initial_q = first_drafts(
-            self.config.init, state, buffers.history, ranks, newest, u[:, :-1]
+            self.config.init, state, buffers.history, ranks, newest, u
         )
         enters = row >= window
-        tokens = torch.where(enters, initial, state.tokens.gather(1, ranks))
-        state.tokens.scatter_(1, ranks, tokens)
-        carried = p.rows(row.clamp(max=window - 1)).probabilities
-        buffers.q = torch.where(enters[..., None], initial_q, carried)
+        state.put(ranks, torch.where(state.kind.spread(enters), initial, state.take(ranks)))
+        carried = p.rows(row.clamp(max=window - 1)).features
+        carried = torch.where(enters[..., None], initial_q, carried)
+        if buffers.refused is not None and window > 1:
+            # A refused draft whose replacement is sought keeps its law.
+            old = take_rows(buffers.q, row.clamp(max=window - 2))
+            waits = buffers.refused[:, None, None] & (offsets == 0)[:, None]
+            carried = torch.where(waits, old, carried)
+        buffers.q = carried

@@ -1,7 +1,7 @@
 """Next-token sampling, one token a pass: the definition of the law, and the fair baseline.
 
-Draws by the Gumbel maximum with noise fixed per rank, so that methods that reuse this noise can
-give the same picture. Knows nothing about drafts.
+Draws with noise fixed per rank (the Gumbel maximum), so that methods that reuse this noise can give
+the same picture. Knows nothing about drafts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class SequentialDecoding(Decoding):
     """Draws every token from the model's law given all tokens before it."""
 
     lossless = True
-    also_serves = frozenset({"bits", "subcodes"})
     needs_noise = True
+    skips = True
     capturable = True
 
     @register_to_config

@@ -25,13 +25,11 @@ from visual_ar.accel.loop.chain import ColumnNumbers
 from visual_ar.accel.loop.host_copy import HostCopy
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules.bit_rules import BitRule
 from visual_ar.accel.rules.parse import parse_rule
-from visual_ar.accel.rules.rule import TokenRule
+from visual_ar.accel.rules.rule import TableRule
 from visual_ar.accel.tree_acceptance import judge
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.cast import Cast
+from visual_ar.tokens.kind import TABLE
 
 _TEST, _DRAW, _OBSERVE = 0, 1, 2
 _NUMBERS = 5
@@ -61,7 +59,7 @@ class TreeBuffers:
     numbers: ColumnNumbers
     columns: int
     widest: HostCopy
-    rule: TokenRule
+    rule: TableRule
 
 
 class TreeDecoding(WindowedDecoding):
@@ -81,7 +79,7 @@ class TreeDecoding(WindowedDecoding):
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
-        rule: acceptance rule, see `rules.parse_rule`, of every draft: siblings are tested in turn,
+        rule: acceptance rule, see `parse_rule`, of every draft: siblings are tested in turn,
             each against the rule's correction of those before it. With a lossy one the total
             variation spent is an upper bound, estimated from the drafts.
 
@@ -91,7 +89,9 @@ class TreeDecoding(WindowedDecoding):
     """
 
     lossless = True
-    requires = frozenset({"categorical", "trees"})
+    needs = frozenset({TABLE})
+    requires = frozenset({"trees"})
+    skips = True
 
     @register_to_config
     def __init__(
@@ -148,28 +148,19 @@ class TreeDecoding(WindowedDecoding):
         """Whether the trees of a window are not too large."""
         return max(map(len, self._ladder(window))) < MOST_COLUMNS
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
+    def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""
-        super().check(model, layout, tokenizer)
-        self._kind.check(model, layout)
-        self._rule.check(tokenizer)
+        super().check(cast)
+        self._kind.check(cast)
+        self._rule.check(cast.model.tokens, cast.tokenizer)
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """See `Decoding.init`."""
-        trees = shapes(self._ladder(window), model.device)
-        state = super().init(model, layout, slots, guided, trees.columns, tokenizer)
-        sizes, rule = trees.exists.sum(1), self._rule.bind(tokenizer, model.device)
-        assert isinstance(rule, TokenRule)
+        device = cast.model.device
+        trees = shapes(self._ladder(window), device)
+        state = super().init(cast, slots, guided, trees.columns)
+        sizes, rule = trees.exists.sum(1), self._rule.bind(cast.tokenizer, device)
+        assert isinstance(rule, TableRule)
         state.method = TreeBuffers(
             trees=trees,
             sizes=sizes,
@@ -212,7 +203,7 @@ class TreeDecoding(WindowedDecoding):
         path, run = state.twice(verdict.path), state.twice(verdict.run)
         keep_path(state.cache, root, path, run, tree.deepest_branch)
         spent = _spent_on_path(state, verdict)
-        token = verdict.correction.sample(u[:, _OBSERVE, :1])[:, 0]
+        token = verdict.correction.draw(u[:, _OBSERVE, :1])[:, 0]
         committed = state.commit(_committed(draft.tokens, verdict, token), verdict.run + 1)
         outcome = Outcome(tree, draft, first, hidden, p, verdict, token)
         buffers.drafter.observe(outcome, u[:, _OBSERVE:].transpose(0, 1))
@@ -255,18 +246,14 @@ def parse_tree(text: str | int) -> tuple[int, ...]:
     return branching
 
 
-def _rule_of_trees(rule: str, drafter: str) -> TokenRule:
+def _rule_of_trees(rule: str, drafter: str) -> TableRule:
     """Reads a rule. Raises ValueError unless it tests every draft by itself."""
     parsed = parse_rule(rule)
-    if isinstance(parsed, BitRule):
+    if not isinstance(parsed, TableRule):
         raise ValueError(
-            f"rule {rule} tests tokens of bits, of which the method jacobi drafts chains; no trees"
-        )
-    if not isinstance(parsed, TokenRule):
-        raise ValueError(
-            f"rule {rule} judges the drafts of one chain together, and cannot judge the tree that "
-            f"drafter {drafter} fills; the methods draft-head, and jacobi with coupling "
-            "'independent', have chains for it"
+            f"rule {rule} judges the drafts of one chain, and cannot judge the tree that drafter "
+            f"{drafter} fills; the methods draft-head, and jacobi with coupling 'independent', "
+            "have chains for it"
         )
     return parsed
 

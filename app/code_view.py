@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visual_ar.app.enlarge import enlarged
 from visual_ar.evaluation.distortion import WINDOW, psnr, ssim
+from visual_ar.size import Size
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.training.pixels import to_float, to_uint8
 
@@ -34,7 +35,7 @@ class View:
 
     original: Tensor
     tokens: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     redrawn: Tensor
     tokens_bits: float
 
@@ -43,7 +44,7 @@ class View:
         small = min(self.original.shape[2:]) < WINDOW
         similar = "" if small else f"{float(ssim(self.redrawn, self.original)):.4f}"
         return [
-            f"{self.grid[0]} x {self.grid[1]} = {self.grid[0] * self.grid[1]}",
+            f"{' x '.join(map(str, self.grid))} = {math.prod(self.grid)}",
             f"{self.tokens_bits:,.0f}",
             f"{float(psnr(self.redrawn, self.original)):.2f} dB",
             similar,
@@ -84,7 +85,7 @@ def see(tokenizer: VisualTokenizer, image: Image.Image, size: tuple[int, int]) -
     original = original.view(1, *size, 3)
     pixels = to_float(original).to(tokenizer.device, tokenizer.dtype)
     tokens = tokenizer.encode(pixels)
-    return _view(tokenizer, original.permute(0, 3, 1, 2), tokens, tokenizer.grid(*size))
+    return _view(tokenizer, original.permute(0, 3, 1, 2), tokens, tokenizer.grid(Size(*size)))
 
 
 def swapped(
@@ -110,37 +111,14 @@ def swapped(
     index = cell[0] * view.grid[1] + cell[1]
     tokens = view.tokens.clone()
     before = tokens[0, index].clone()
-    tokens[0, index] = neighbour(tokenizer, before, rank)
+    tokens[0, index] = tokenizer.neighbour(before, rank)
     changed = _view(tokenizer, view.original, tokens, view.grid)
     affected = int((changed.redrawn != view.redrawn).any(1).sum())
     return changed, (
-        f"Row {cell[0]}, column {cell[1]}: code {_name(before)} became {_name(tokens[0, index])}, "
-        f"its neighbour number {rank}. {affected} pixels changed; PSNR is "
+        f"Row {cell[0]}, column {cell[1]}: code {tokenizer.described(before)} became "
+        f"{tokenizer.described(tokens[0, index])}, its neighbour number {rank}. {affected} pixels changed; PSNR is "
         f"{float(psnr(changed.redrawn, changed.original)):.2f} dB."
     )
-
-
-def neighbour(tokenizer: VisualTokenizer, code: Tensor, rank: int) -> Tensor:
-    """The rank-th nearest other code: int64 [], or bool [d] with one bit flipped.
-
-    Args:
-        tokenizer: whose codes these are.
-        code: int64 [] or bool [d].
-        rank: from 1.
-
-    Raises:
-        ValueError: there are not so many neighbours.
-    """
-    most = len(code) if code.dtype == torch.bool else tokenizer.codebook_size - 1
-    if not 1 <= rank <= most:
-        raise ValueError(f"neighbour must be from 1 to {most}, got {rank}")
-    if code.dtype == torch.bool:
-        flip = torch.arange(len(code), device=code.device) == rank - 1
-        return code ^ flip
-    vectors = tokenizer.code_vectors().float()
-    distance = (vectors - vectors[code]).square().sum(1)
-    distance[code] = torch.inf
-    return distance.topk(rank, largest=False).indices[-1]
 
 
 def _shown(pixels: Tensor) -> Image.Image:
@@ -149,14 +127,8 @@ def _shown(pixels: Tensor) -> Image.Image:
 
 
 def _view(
-    tokenizer: VisualTokenizer, original: Tensor, tokens: Tensor, grid: tuple[int, int]
+    tokenizer: VisualTokenizer, original: Tensor, tokens: Tensor, grid: tuple[int, ...]
 ) -> View:
     redrawn = to_uint8(tokenizer.decode(tokens, grid)).cpu()
-    bits = grid[0] * grid[1] * math.log2(tokenizer.codebook_size)
+    bits = math.prod(grid) * math.log2(tokenizer.codebook_size)
     return View(original.cpu(), tokens, grid, redrawn, bits)
-
-
-def _name(code: Tensor) -> str:
-    if code.dtype == torch.bool:
-        return "".join(str(int(bit)) for bit in code)
-    return str(int(code))

@@ -52,11 +52,11 @@ class Subject:
 def subject_of(pipe: VisualARPipeline, name: str) -> Subject:
     """What to ask of a model."""
     known = known_subjects(pipe, name)
-    if pipe.text_encoder is not None:
+    if not pipe.conditioner.known:
         chips = [text for text in EXAMPLES if not known or text in known] or known[:CHIPS]
         return Subject("Prompt", chips[0], known, chips)
-    count = pipe.model.config.num_classes
-    chips = (known or [str(number) for number in range(count)])[:CHIPS]
+    numbers = pipe.conditioner.known
+    count, chips = len(numbers), (known or numbers)[:CHIPS]
     return Subject("Class" if known else f"Class, 0 to {count - 1}", chips[0], known, chips)
 
 

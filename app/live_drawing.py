@@ -124,7 +124,7 @@ def write(
     """
     given = {name: getattr(settings, name, None) for name in SETTINGS}
     order = Order(
-        kind="class" if pipe.text_encoder is None else "prompt",
+        kind=pipe.conditioner.key,
         subjects=[settings.subject] * len(images),
         seed=settings.seed,
         settings=given,

@@ -14,7 +14,7 @@ from typing import Any
 
 from visual_ar import accel
 from visual_ar.accel.drafts.initialise import INITIALISERS
-from visual_ar.accel.jacobi import COUPLINGS
+from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.rules.parse import RULES
 from visual_ar.cli.method import build
@@ -111,9 +111,8 @@ def verdict(method: Decoding, pipe: VisualARPipeline) -> str:
     Raises:
         ValueError: it cannot serve the model, its decode order or its tokenizer.
     """
-    tokenizer = pipe.image_tokenizer
-    layout = pipe.model.layout(tokenizer.grid(pipe.config.height, pipe.config.width))
-    method.check(pipe.model, layout, tokenizer)
+    layout = pipe.model.layout(pipe.image_tokenizer.grid(pipe.size))
+    method.check(pipe.cast(layout))
     if method.lossless:
         return "lossless=True: pictures follow the model's own law."
     return "lossless=False: pictures no longer follow the model's law exactly."

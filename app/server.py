@@ -99,9 +99,9 @@ class Service:
             ApiError: the pipeline refuses it, or there is no room.
         """
         pipe = self.engine.pipe
-        kind = "class_labels" if pipe.text_encoder is None else "prompt"
         seed = secrets.randbelow(_SEEDS) if order.seed is None else order.seed
-        call: dict[str, Any] = {kind: order.prompt, "num_images_per_prompt": order.n, "seeds": seed}
+        call: dict[str, Any] = pipe.conditioner.asks(order.prompt)
+        call |= {"num_images_per_prompt": order.n, "seeds": seed}
         try:
             request = pipe.check_inputs(**call, **order.sampling)
             return self.engine.submit(request, order.previews)

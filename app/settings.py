@@ -56,7 +56,7 @@ class Settings:
     def call(self, pipe: VisualARPipeline) -> dict[str, Any]:
         """Arguments for `stream` of a pipeline, or for its call."""
         return {
-            kind(pipe): self.subject,
+            **pipe.conditioner.asks(self.subject),
             "num_images_per_prompt": self.pictures,
             "guidance_scale": self.guidance,
             "guidance_schedule": self.guidance_schedule,
@@ -65,11 +65,6 @@ class Settings:
             "top_p": self.top_p,
             "seeds": self.seed,
         }
-
-
-def kind(pipe: VisualARPipeline) -> str:
-    """The argument that says what a pipeline draws."""
-    return "class_labels" if pipe.text_encoder is None else "prompt"
 
 
 def settings(

@@ -96,7 +96,7 @@ def known_subjects(pipe: VisualARPipeline, name: str) -> list[str]:
     if pipe.config.class_names:
         return list(pipe.config.class_names)
     folder = folder_of(name)
-    if folder is None or pipe.text_encoder is None or not (folder / PROMPTS).is_file():
+    if folder is None or pipe.conditioner.known or not (folder / PROMPTS).is_file():
         return []
     return (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
 

@@ -7,6 +7,7 @@ import torch
 
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.loop.contract import Decoding
+from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,
@@ -73,7 +74,7 @@ def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
         layout = layout.with_forced(forced)
     sampling = Sampling.create(list(range(pictures)), *options)
     condition = model.condition([0] * pictures, guided=case.guidance != 1)
-    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], *options), forced)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
     return chi_square(sequence_index(tokens, case.vocabulary), law)

@@ -14,6 +14,7 @@ from visual_ar.accel.rules import bit_acceptance, bit_rules
 from visual_ar.accel.rules.parse import RULES, parse_rule
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.bits import BitLaw, certain
+from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling, bit_uniforms
 from visual_ar.testing import (
     ToyBitModel,
@@ -81,7 +82,7 @@ def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
         layout = layout.with_forced(bits.expand(pictures, -1, -1))
     sampling = Sampling.create(list(range(pictures)), *options)
     condition = model.condition([0] * pictures, guided=case.guidance != 1)
-    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
     assert tokens.dtype == torch.bool and tokens.shape == (pictures, layout.length, case.bits)
     law = enumerate_law(model, 0, Sampling.create([0], *options), forced)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -92,12 +93,12 @@ def test_groups_of_several_ranks_have_the_exact_law() -> None:
     model = ToyBitModel(2, (2, 2), prefix_length=2, seed=4, order="neighbour")
     sampling = Sampling.create(list(range(PICTURES)), 2.0, 0.8)
     layout, condition = model.layout((2, 2)), model.condition([1] * PICTURES, True)
-    tokens, committed = decode_all(GroupDecoding(), model, layout, condition, sampling)
+    tokens, committed = decode_all(GroupDecoding(), Cast(model, layout), condition, sampling)
     assert committed[:, 0].tolist() == [1, 2, 1]
     law = enumerate_law(model, 1, Sampling.create([0], 2.0, 0.8))
     assert chi_square(sequence_index(tokens, 4), law) > ALARM
     with pytest.raises(ValueError, match="needs a next-token layout"):
-        SequentialDecoding().check(model, layout)
+        SequentialDecoding().check(Cast(model, layout))
 
 
 def few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_options_and_classes_differ_within_a_batch(method: str) -> None:
     sampling = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
     labels = [k for k in range(2) for _ in range(half)]
     tokens, _ = decode_all(
-        METHODS[method], model, model.layout((4,)), model.condition(labels, True), sampling
+        METHODS[method], Cast(model, model.layout((4,))), model.condition(labels, True), sampling
     )
     for k, option in enumerate(options):
         law = enumerate_law(model, k, Sampling.create([0], *option))
@@ -146,9 +147,9 @@ def test_pictures_admitted_in_mid_run_are_the_same_pictures(method: str) -> None
     model = ToyBitModel(3, (3, 3), prefix_length=2, seed=3)
     layout, decoding = model.layout((3, 3)), METHODS[method]
     labels, sampling = [0, 1, 1, 0, 1, 0], Sampling.create(list(range(6)), guidance=2.0)
-    expected, _ = decode_all(decoding, model, layout, model.condition(labels, True), sampling)
+    expected, _ = decode_all(decoding, Cast(model, layout), model.condition(labels, True), sampling)
     window = decoding.config.get("window", 1)
-    state = decoding.init(model, layout, slots=2, guided=True, window=window)
+    state = decoding.init(Cast(model, layout), slots=2, guided=True, window=window)
     waiting, holds, finished = list(range(6)), {}, {}
     while waiting or holds:
         for slot in range(2):
@@ -171,9 +172,9 @@ def test_exact_match_gives_the_sequential_picture_in_fewer_passes() -> None:
     model, count = ToyBitModel(3, (4, 6), seed=2, sharpness=3.0), 100
     layout, sampling = model.layout((4, 6)), Sampling.create(list(range(count)), guidance=1.5)
     condition = model.condition([0] * count, True)
-    expected, steps = decode_all(SequentialDecoding(), model, layout, condition, sampling)
+    expected, steps = decode_all(SequentialDecoding(), Cast(model, layout), condition, sampling)
     method = ExactMatchJacobiDecoding(window=6, init="left")
-    tokens, committed = decode_all(method, model, layout, condition, sampling)
+    tokens, committed = decode_all(method, Cast(model, layout), condition, sampling)
     assert torch.equal(tokens, expected)
     assert (committed > 0).sum(0).float().mean() < 0.8 * len(steps)
 
@@ -278,14 +279,14 @@ def test_rules_that_read_every_code_are_refused(rule: str) -> None:
     model = ToyBitModel()
     method = SpeculativeJacobiDecoding(coupling="independent", rule=rule)
     with pytest.raises(ValueError, match=r"reads a table of all codes, of which .* have 2\^d"):
-        method.check(model, model.layout((5,)))
+        method.check(Cast(model, model.layout((5,))))
 
 
 def test_what_does_not_fit_is_refused() -> None:
     model = ToyBitModel()
     layout = model.layout((5,))
     with pytest.raises(ValueError, match="measure_tv must be False for a model of bits"):
-        SpeculativeJacobiDecoding(rule="omega", measure_tv=True).check(model, layout)
+        SpeculativeJacobiDecoding(rule="omega", measure_tv=True).check(Cast(model, layout))
     codes = ToyTokenModel(3, (5,))
     for given, shape, message in (
         (model, (5,), "must force every bit"),
@@ -293,7 +294,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         forced = layout.with_forced(torch.ones(shape, dtype=torch.int64))
         with pytest.raises(ValueError, match=message):
-            SequentialDecoding().check(given, forced)
+            SequentialDecoding().check(Cast(given, forced))
     for given, forced, message in (
         (
             model,
@@ -304,10 +305,10 @@ def test_what_does_not_fit_is_refused() -> None:
         (codes, torch.tensor([-2, 0, 1, 1, 2]), "tokens from 0 to 2, or -1 for none, got -2 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            SequentialDecoding().check(given, given.layout((5,)).with_forced(forced))
+            SequentialDecoding().check(Cast(given, given.layout((5,)).with_forced(forced)))
     for rule in ("bitwise", "hamming-grouped", "hamming-lantern"):
         with pytest.raises(ValueError, match=f"rule {rule} compares bits and needs a model"):
-            SpeculativeJacobiDecoding(rule=rule).check(codes, codes.layout((5,)))
+            SpeculativeJacobiDecoding(rule=rule).check(Cast(codes, codes.layout((5,))))
     for rule, message in (
         ("hamming-grouped/size=0", "size of rule hamming-grouped must be at least 1, got 0"),
         ("hamming-lantern/flips=0", "flips of rule hamming-lantern must be at least 1"),

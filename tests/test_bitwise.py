@@ -13,15 +13,17 @@ from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.bits import BitLaw
+from visual_ar.cast import Cast
 from visual_ar.engine import Engine
 from visual_ar.evaluation.probes import law_entropy
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps
+from visual_ar.sampling import Sampling, Warps
 from visual_ar.testing import chi_square, decode_all
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.tokens.codes import CategoricalLaw
 
 SIZES = {"dim": 16, "n_layer": 2, "n_head": 2, "ffn_dim": 24, "num_classes": 3}
 
@@ -116,16 +118,16 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
     condition = model.condition(torch.zeros(count, dtype=torch.int64), guided=guided)
     sampling = Sampling.create(list(range(count)), scale, temperature)
     layout = model.layout((2, 2))
-    tokens, _ = decode_all(SequentialDecoding(), model, layout, condition, sampling)
+    tokens, _ = decode_all(SequentialDecoding(), Cast(model, layout), condition, sampling)
     places = torch.arange(7, -1, -1)
     assert chi_square((tokens.flatten(1).long() << places).sum(1), exact) > 1e-4
     again, _ = decode_all(
-        ExactMatchJacobiDecoding(window=3, init="uniform"), model, layout, condition, sampling
+        ExactMatchJacobiDecoding(window=3, init="uniform"), Cast(model, layout), condition, sampling
     )
     assert torch.equal(again, tokens)
     for coupling, init in JACOBI:
         method = SpeculativeJacobiDecoding(3, coupling, init)
-        drafted, _ = decode_all(method, model, layout, condition, sampling)
+        drafted, _ = decode_all(method, Cast(model, layout), condition, sampling)
         assert chi_square((drafted.flatten(1).long() << places).sum(1), exact) > 1e-4
 
 
@@ -137,7 +139,7 @@ def test_the_largest_noise_draws_what_is_possible() -> None:
         forced, torch.ones(1, 1, dtype=torch.bool), model.law_width(False)
     )
     noise = torch.full((1, 1, 4), 1 - 2.0**-24).logit()
-    drawn = model.law_from(features, torch.ones(1)).sample_gumbel(noise)
+    drawn = model.law_from(features, torch.ones(1)).draw_frozen(noise)
     assert torch.equal(drawn, forced)
 
 
@@ -159,7 +161,7 @@ def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
 
     def fit(coupling: str, init: str) -> float:
         method = SpeculativeJacobiDecoding(3, coupling, init)
-        tokens, _ = decode_all(method, model, layout, condition, sampling)
+        tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
         assert torch.equal(tokens[:, 1], forced[:, 1] > 0)
         return chi_square((tokens.flatten(1).long() << places).sum(1), exact)
 
@@ -168,7 +170,7 @@ def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
     assert fit("independent", "left-law") < 1e-9
     for rule in ("omega", "hamming-grouped"):
         with pytest.raises(ValueError, match="rule must be exact for a model of sub-codes"):
-            SpeculativeJacobiDecoding(rule=rule).check(model, layout)
+            SpeculativeJacobiDecoding(rule=rule).check(Cast(model, layout))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.accel.tree_decoding import TreeDecoding
+from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling, gumbel_noise, normal_noise, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
@@ -48,7 +49,7 @@ def test_the_law_is_exact_on_a_gpu(method):
     model.cuda()
     sampling = Sampling.create(list(range(pictures)), *options)
     condition = model.condition([0] * pictures, True)
-    tokens, _ = decode_all(METHODS[method], model, model.layout((7,)), condition, sampling)
+    tokens, _ = decode_all(METHODS[method], Cast(model, model.layout((7,))), condition, sampling)
     assert chi_square(sequence_index(tokens, 3), law) > 1e-4
 
 
@@ -56,9 +57,9 @@ def test_exact_match_gives_the_sequential_picture_on_a_gpu():
     model = ToyTokenModel(vocab_size=4, grid=(4, 6), sharpness=3.0).cuda()
     layout, sampling = model.layout((4, 6)), Sampling.create(list(range(300)), 1.5)
     condition = model.condition([0] * 300, True)
-    expected, _ = decode_all(SequentialDecoding(), model, layout, condition, sampling)
+    expected, _ = decode_all(SequentialDecoding(), Cast(model, layout), condition, sampling)
     method = ExactMatchJacobiDecoding(window=6)
-    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
     assert torch.equal(tokens, expected)
 
 
@@ -100,7 +101,7 @@ def test_captured_passes_give_the_tokens_of_eager_ones(monkeypatch, method, back
 @pytest.mark.parametrize("method", METHODS)
 def test_a_captured_pass_waits_for_nothing(method):
     method, (model, layout, condition, sampling) = METHODS[method], toy(3)
-    state = method.init(model, layout, 3, True, 3)
+    state = method.init(Cast(model, layout), 3, True, 3)
     method.admit(state, torch.arange(3, device="cuda"), condition, sampling)
     for _ in range(3):
         method.advance(state)
@@ -115,7 +116,7 @@ def test_a_captured_pass_waits_for_nothing(method):
 def test_pictures_may_be_admitted_between_captured_passes():
     method, (model, layout, condition, sampling) = METHODS["maximal"], toy(2)
     expected = by_one_launch_at_a_time(method, model, layout, condition, sampling)
-    state = method.init(model, layout, 2, True, 3)
+    state = method.init(Cast(model, layout), 2, True, 3)
     for index in range(2):
         one = torch.tensor([index], device="cuda")
         rows = torch.tensor([index, 2 + index])

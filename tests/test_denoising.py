@@ -5,6 +5,7 @@ import torch
 
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.cast import Cast
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling, normal_noise
@@ -128,7 +129,7 @@ def p_value(method, pictures=20_000):
     base, model = build()
     sampling = Sampling.create(list(range(pictures)), guidance=1.5)
     condition = model.condition(torch.ones(pictures, dtype=torch.int64))
-    tokens, _ = decode_all(method, model, model.layout((2, 2)), condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, model.layout((2, 2))), condition, sampling)
     return chi_square(sequence_index(tokens, 3), enumerate_base(base, 1, 1.5))
 
 
@@ -143,7 +144,7 @@ def test_ranks_grow_clean_from_left_to_right_and_with_every_pass():
     model = ToyTokenModel(vocab_size=3, grid=(30,))
     method = SpeculativeDenoisingDecoding(window=8, steps=4, clean=2)
     layout = model.layout((30,))
-    state = method.init(model, layout, slots=5, guided=False, window=8)
+    state = method.init(Cast(model, layout), slots=5, guided=False, window=8)
     sampling = Sampling.create(list(range(5)))
     method.admit(state, torch.arange(5), model.condition([0] * 5, False), sampling)
     assert bool((state.method.levels == 4).all())
@@ -164,7 +165,7 @@ def test_a_clean_rank_has_lost_its_noise_and_a_noisy_one_moves_to_its_token():
     model = ToyTokenModel(vocab_size=3, grid=(12,))
     method = SpeculativeDenoisingDecoding(window=12, steps=6, clean=2)
     layout = model.layout((12,))
-    state = method.init(model, layout, slots=1, guided=False, window=12)
+    state = method.init(Cast(model, layout), slots=1, guided=False, window=12)
     method.admit(state, torch.tensor([0]), model.condition([0], False), Sampling.create([3]))
     noise = normal_noise(torch.tensor([3]), torch.arange(24), model.hidden_size)
     ratios = model.noise_ratios(6)
@@ -192,7 +193,7 @@ def test_one_step_is_jacobi_decoding_after_the_first_pass():
     passes = []
     methods = (SpeculativeDenoisingDecoding(window=8, steps=1), SpeculativeJacobiDecoding(window=8))
     for method in methods:
-        _, committed = decode_all(method, model, layout, condition, sampling)
+        _, committed = decode_all(method, Cast(model, layout), condition, sampling)
         passes.append(float((committed > 0).sum(0).float().mean()))
     assert passes[0] < 0.75 * 30
     assert abs(passes[0] - passes[1]) < 0.15 * passes[1]
@@ -203,11 +204,11 @@ def test_forced_tokens_are_never_noise():
     forced = torch.tensor([-1, 2, -1, -1, 0, 1, -1, -1])
     layout = model.layout((8,)).with_forced(forced)
     method = SpeculativeDenoisingDecoding(window=8, steps=4)
-    state = method.init(model, layout, slots=2, guided=False, window=8)
+    state = method.init(Cast(model, layout), slots=2, guided=False, window=8)
     sampling = Sampling.create([0, 1])
     method.admit(state, torch.arange(2), model.condition([0, 0], False), sampling)
     assert torch.equal(state.method.levels[:, :8] == 0, (forced >= 0).expand(2, -1))
-    tokens, _ = decode_all(method, model, layout, model.condition([0, 0], False), sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), model.condition([0, 0], False), sampling)
     assert torch.equal(tokens[:, forced >= 0], forced[forced >= 0].expand(2, -1))
 
 

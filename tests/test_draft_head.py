@@ -17,13 +17,14 @@ from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.rules import acceptance
 from visual_ar.accel.rules.parse import Block, Exact
 from visual_ar.accel.tree_decoding import TreeDecoding
+from visual_ar.cast import Cast
 from visual_ar.evaluation.speed import Schedule, bench
 from visual_ar.evaluation.speed_table import render
 from visual_ar.evaluation.workload import from_pipeline
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -32,6 +33,7 @@ from visual_ar.testing import (
     random_draft_head,
     sequence_index,
 )
+from visual_ar.tokens.codes import CategoricalLaw
 from visual_ar.training.subjects import Given
 from visual_ar.training.train_draft_head import laws, losses, teach, unroll
 
@@ -84,7 +86,7 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
     sampling.temperature[:] = torch.tensor([2.0, 1.5, 3.0, 2.5])
     sampling.top_k[1], sampling.top_p[2] = 9, 0.9
     condition = model.condition(labels)
-    tokens, committed = decode_all(method, model, model.layout(GRID), condition, sampling)
+    tokens, committed = decode_all(method, Cast(model, model.layout(GRID)), condition, sampling)
     lesson = teach(model, tokens, Given(labels, None))
     foretold = [laws(model, s, sampling).softmax(-1) for s in unroll(head, lesson, 2)]
     second = 0
@@ -110,7 +112,7 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
         return drafts
 
     monkeypatch.setattr(HeadDrafter, "draft", recorded)
-    tokens, committed = decode_all(tree, model, model.layout(GRID), condition, sampling)
+    tokens, committed = decode_all(tree, Cast(model, model.layout(GRID)), condition, sampling)
     lesson = teach(model, tokens, Given(labels, None))
     foretold = [laws(model, s, sampling).softmax(-1) for s in unroll(head, lesson, 2)]
     second = 0
@@ -127,7 +129,7 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
                 assert torch.allclose(q[picture, column], foretold[1][picture, rank + 1], atol=1e-5)
     assert second > 4
 
-    state = method.init(model, model.layout(GRID), 4, True, window=16)
+    state = method.init(Cast(model, model.layout(GRID)), 4, True, window=16)
     method.admit(state, torch.arange(4), condition, sampling)
     ranks = torch.arange(16).expand(4, -1)
     with torch.inference_mode():
@@ -247,11 +249,11 @@ def test_what_the_method_cannot_serve_is_refused(pipe):
     toy = ToyTokenModel(2, (2, 3, 3), hidden_size=32)
     toy.use_draft_head(DraftHead(32, 2, 2, grid_size=4))
     with pytest.raises(ValueError, match=r"every cell of the grid \(2, 3, 3\), got one for 4 x 4"):
-        DraftHeadDecoding().check(toy, toy.layout((2, 3, 3)))
+        DraftHeadDecoding().check(Cast(toy, toy.layout((2, 3, 3))))
     with pytest.raises(ValueError, match=r"must be torch.float16 like the model"):
         DraftHeadDecoding().check(copy.deepcopy(model).half(), model.layout(GRID))
     with pytest.raises(ValueError, match="compares codes and needs a tokenizer"):
-        DraftHeadDecoding(rule="lantern").check(model, model.layout(GRID))
+        DraftHeadDecoding(rule="lantern").check(Cast(model, model.layout(GRID)))
     with pytest.raises(ValueError, match="window must be 'auto' or a whole number"):
         DraftHeadDecoding(window=0)
     with pytest.raises(ValueError, match="rule must be one of"):
@@ -266,7 +268,7 @@ def fit(method: Decoding, pictures: int, length: int = 5) -> float:
     model.use_draft_head(random_draft_head(model))
     sampling = Sampling.create(list(range(pictures)), 2.0, 0.8)
     condition = model.condition([0] * pictures, True)
-    tokens, _ = decode_all(method, model, model.layout((length,)), condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, model.layout((length,))), condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], 2.0, 0.8))
     return chi_square(sequence_index(tokens, 3), law)
 
@@ -340,7 +342,7 @@ def test_the_likeliest_siblings_are_detected(monkeypatch):
 def test_a_tree_needs_a_draft_head_too():
     model = ToyTokenModel()
     with pytest.raises(ValueError, match="drafter head needs a model with a draft head"):
-        TreeDecoding(drafter="head").check(model, model.layout((7,)))
+        TreeDecoding(drafter="head").check(Cast(model, model.layout((7,))))
 
 
 @pytest.mark.parametrize("mutant", [UnguidedDraftLaw, NoResidual, LikeliestDraft])
@@ -387,7 +389,7 @@ def test_block_verification_keeps_more_than_the_exact_test():
     lengths = {}
     for rule in ("exact", "block"):
         method = DraftHeadDecoding(window=4, rule=rule)
-        _, runs = decode_all(method, model, model.layout((12,)), condition, sampling)
+        _, runs = decode_all(method, Cast(model, model.layout((12,))), condition, sampling)
         lengths[rule] = float(runs[runs > 0].double().mean())
     assert lengths["block"] > lengths["exact"] > 1
 
@@ -399,5 +401,5 @@ def test_a_head_that_knows_the_law_is_always_believed(monkeypatch):
     model.use_draft_head(random_draft_head(model))
     method = DraftHeadDecoding(window=4)
     sampling, condition = Sampling.create([1, 2]), model.condition([0, 1], False)
-    _, runs = decode_all(method, model, model.layout((12,)), condition, sampling)
+    _, runs = decode_all(method, Cast(model, model.layout((12,))), condition, sampling)
     assert runs.tolist() == [[4, 4]] * 3

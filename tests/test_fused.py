@@ -13,6 +13,7 @@ from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel
 
@@ -50,7 +51,7 @@ def draw(method, guided=True):
         codebook_size=CODES, neighbours=lambda k: nearest[:, :k], code_vectors=lambda: vectors
     )
     condition = model.condition([0, 1] * (PICTURES // 2), guided)
-    steps = method.decode(model, layout, condition, sampling, tokenizer=tokenizer)
+    steps = method.decode(Cast(model, layout), condition, sampling, tokenizer=tokenizer)
     return [(step.tokens * step.known, step.committed, step.spent) for step in steps]
 
 
@@ -86,5 +87,5 @@ def test_the_kernel_serves_the_rules_it_has(monkeypatch):
     assert all(method.fuses(device) for method in methods)
     assert not SpeculativeJacobiDecoding(coupling="independent", rule="block").fuses(device)
     model = ToyTokenModel(CODES, GRID)
-    state = SequentialDecoding().init(model, model.layout(GRID), 1)
+    state = SequentialDecoding().init(Cast(model, model.layout(GRID)), 1)
     assert state.fused and state.noise is None  # the kernel makes its own

@@ -19,6 +19,7 @@ from visual_ar.accel.loop.graphs import CapturedSteps, extent_for
 from visual_ar.accel.loop.host_copy import OpenLength
 from visual_ar.accel.loop.state import Step
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.cast import Cast
 from visual_ar.engine import Engine
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyBitModel, ToyTokenModel, decode_all
@@ -164,9 +165,9 @@ def test_later_calls_reuse_the_graphs(captured, coupling):
 def test_only_a_state_that_fits_is_reused(captured):
     method = SequentialDecoding()
     model, layout, condition, sampling = toy(2)
-    decode_all(method, model, layout, condition, sampling)
+    decode_all(method, Cast(model, layout), condition, sampling)
     state = method.kept[1]
-    one, two = (method.decode(model, layout, condition, sampling) for _ in range(2))
+    one, two = (method.decode(Cast(model, layout), condition, sampling) for _ in range(2))
     next(one), next(two)  # two calls at a time
     assert method.kept is None
     two.close()
@@ -174,7 +175,7 @@ def test_only_a_state_that_fits_is_reused(captured):
     one.close()
     assert method.kept[1] is state
     model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
-    decode_all(method, model, layout, condition, sampling)
+    decode_all(method, Cast(model, layout), condition, sampling)
     assert method.kept[1] is not state  # the weights lie elsewhere
 
 
@@ -248,7 +249,7 @@ def test_a_step_that_cannot_be_captured_is_an_error(captured, misdeed, message):
 def test_buffers_that_trade_places_keep_their_contents():
     model, layout, *_ = toy(2)
     method = SequentialDecoding()
-    state = method.init(model, layout, 2)
+    state = method.init(Cast(model, layout), 2)
     state.length, state.passes = torch.tensor([3, 4]), torch.tensor([5, 6])
     length, passes = state.length, state.passes
 

@@ -7,6 +7,7 @@ import torch
 
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.sequential import SequentialDecoding
+from visual_ar.cast import Cast
 from visual_ar.layout import neighbour_layout, raster_layout
 from visual_ar.sampling import Sampling
 from visual_ar.testing import (
@@ -39,7 +40,7 @@ def fit(method, model, forced=None, pictures=PICTURES, **options):
         by_rank = layout.forced
     sampling = Sampling.create(list(range(pictures)), **options)
     condition = model.condition([0] * pictures, guided=options.get("guidance", 1) != 1)
-    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], **options), by_rank)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
     return chi_square(sequence_index(tokens, model.vocab_size), law)
@@ -124,15 +125,15 @@ def test_options_and_slots_belong_to_pictures():
     labels = [0, 1, 1, 0]
     expected = torch.cat(
         [
-            decode_all(method, model, layout, model.condition([label], True), part)[0]
+            decode_all(method, Cast(model, layout), model.condition([label], True), part)[0]
             for label, part in zip(labels, parts, strict=True)
         ]
     )
     together = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    batch, _ = decode_all(method, model, layout, model.condition(labels, True), together)
+    batch, _ = decode_all(method, Cast(model, layout), model.condition(labels, True), together)
     assert torch.equal(batch, expected)
 
-    state = method.init(model, layout, slots=2)
+    state = method.init(Cast(model, layout), slots=2)
     waiting, holds, finished, passes = list(range(4)), {}, {}, 0
     while waiting or holds:
         free = [slot for slot in range(2) if slot not in holds]
@@ -155,7 +156,7 @@ def test_cached_passes_give_the_logits_of_a_full_pass(name):
     layout, batch = model.layout(model.config.grid), 3
     condition = model.condition([0, 1, 0], False)
     method, laws = GroupDecoding(), []
-    state = method.init(model, layout, batch, guided=False)
+    state = method.init(Cast(model, layout), batch, guided=False)
     method.admit(state, torch.arange(batch), condition, Sampling.create([1, 2, 3]))
     for size in layout.group_end.unique().diff(prepend=torch.tensor([0])).tolist():
         law, _ = method.next_laws(state)
@@ -168,11 +169,11 @@ def test_cached_passes_give_the_logits_of_a_full_pass(name):
 def test_layouts_that_are_no_groups_are_refused():
     model, layout = toy(grid=(3, 3)), neighbour_layout((3, 3))
     method = GroupDecoding()
-    method.check(model, layout)
+    method.check(Cast(model, layout))
     overlapping = replace(layout, group_end=layout.group_end.clamp(min=2))
     with pytest.raises(ValueError, match=r"groups of this one of grid \(3, 3\) overlap"):
-        method.check(model, overlapping)
+        method.check(Cast(model, overlapping))
     with pytest.raises(ValueError, match="predicts some rank from its own group"):
         method.check(model, replace(layout, sources=layout.sources.clamp(min=1)))
     with pytest.raises(ValueError, match="SequentialDecoding needs a next-token layout"):
-        SequentialDecoding().check(model, layout)
+        SequentialDecoding().check(Cast(model, layout))

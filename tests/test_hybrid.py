@@ -5,8 +5,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from visual_ar.accel.hybrid import HybridDecoding
+from visual_ar.cast import Cast
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.sampling import CategoricalLaw, Sampling, uniforms
+from visual_ar.sampling import Sampling, uniforms
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -14,6 +15,7 @@ from visual_ar.testing import (
     enumerate_law,
     sequence_index,
 )
+from visual_ar.tokens.codes import CategoricalLaw
 
 PICTURES = 12_000
 ALARM, DETECTED = 1e-4, 1e-9  # as in test_lossless
@@ -49,7 +51,7 @@ def fit(method, model, forced=None, pictures=PICTURES, **options):
         layout = layout.with_forced(forced)
     sampling = Sampling.create(list(range(pictures)), **options)
     condition = conditions(model, [0] * pictures, options.get("guidance", 1) != 1)
-    tokens, _ = decode_all(method, model, layout, condition, sampling)
+    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], **options), forced)
     return chi_square(sequence_index(tokens, model.vocab_size), law)
 
@@ -144,15 +146,15 @@ def test_options_and_slots_belong_to_pictures(method):
     labels = [0, 1, 1, 0]
     expected = torch.cat(
         [
-            decode_all(decoding, model, layout, conditions(model, [label], True), part)[0]
+            decode_all(decoding, Cast(model, layout), conditions(model, [label], True), part)[0]
             for label, part in zip(labels, parts, strict=True)
         ]
     )
     together = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    batch, _ = decode_all(decoding, model, layout, conditions(model, labels, True), together)
+    batch, _ = decode_all(decoding, Cast(model, layout), conditions(model, labels, True), together)
     assert torch.equal(batch, expected)
 
-    state = decoding.init(model, layout, slots=2, window=2)
+    state = decoding.init(Cast(model, layout), slots=2, window=2)
     waiting, holds, finished = list(range(4)), {}, {}
     while waiting or holds:
         for slot in range(2):
@@ -175,7 +177,7 @@ def test_a_drafter_with_the_same_law_is_always_believed():
     condition = conditions(model, [0, 1], False)
     steps = list(
         HybridDecoding(window=4).decode(
-            model, model.layout((3, 4)), condition, Sampling.create([1, 2])
+            Cast(model, model.layout((3, 4))), condition, Sampling.create([1, 2])
         )
     )
     assert [step.committed.tolist() for step in steps] == [[4, 4]] * 3
@@ -188,7 +190,7 @@ def test_models_that_do_not_fit_are_refused():
     model, method = pair(vocab_size=3), METHODS["whole"]
     layout = model.layout((3, 3))
     condition = model.condition([0], False)
-    state = method.init(model, layout, slots=1, guided=False, window=2)
+    state = method.init(Cast(model, layout), slots=1, guided=False, window=2)
     with pytest.raises(ValueError, match="condition must hold the drafter's prefix"):
         method.admit(state, torch.tensor([0]), condition, Sampling.create([0]))
     with pytest.raises(
@@ -201,16 +203,16 @@ def test_models_that_do_not_fit_are_refused():
         model.use_draft_model(nameless)
     model.use_draft_model(ToyTokenModel(3, (2, 3), order="neighbour"))
     with pytest.raises(ValueError, match=r"grid must be \(2, 3\), got \(3, 3\)"):
-        method.check(model, layout)
+        method.check(Cast(model, layout))
     strict = ToyTokenModel(3, (3, 3), order="neighbour")
     strict.capabilities = frozenset({"categorical"})
     model.use_draft_model(strict)
     with pytest.raises(ValueError, match="predicts from some of its sources"):
-        METHODS["ahead"].check(model, layout)
-    method.check(model, layout)
+        METHODS["ahead"].check(Cast(model, layout))
+    method.check(Cast(model, layout))
     model.use_draft_model(None)
     with pytest.raises(ValueError, match="needs a model with a draft model"):
-        method.check(model, layout)
+        method.check(Cast(model, layout))
     with pytest.raises(ValueError, match="drafts must be one of whole, ahead, got 'half'"):
         HybridDecoding(drafts="half")
 

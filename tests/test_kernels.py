@@ -25,8 +25,10 @@ from visual_ar.accel.kernels.reference import (
 )
 from visual_ar.accel.kernels.specialise import bound_rule, for_kernel
 from visual_ar.accel.rules.parse import parse_rule
-from visual_ar.sampling import CategoricalLaw, Sampling, Warps, gumbel_noise, philox, uniforms
+from visual_ar.cast import Cast
+from visual_ar.sampling import Sampling, Warps, gumbel_noise, philox, uniforms
 from visual_ar.testing import ToyTokenModel, chi_square
+from visual_ar.tokens.codes import CategoricalLaw
 
 OMEGA = "omega/omega=1.5/decay=0.2"
 RULES = (
@@ -114,7 +116,7 @@ def test_the_reference_is_a_pass_of_the_method(rule, coupling, guided):
     sampling = Sampling.create(list(range(pictures)), 1.7 if guided else 1.0, 0.9)
     sampling.top_k[::2], sampling.top_p[::3] = 4, 0.8
     method = SpeculativeJacobiDecoding(width, coupling, rule=rule)
-    state = method.init(model, layout, pictures, guided, width)
+    state = method.init(Cast(model, layout), pictures, guided, width)
     condition = model.condition([0] * pictures, guided)
     method.admit(state, torch.arange(pictures), condition, sampling)
     passes = 0

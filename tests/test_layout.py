@@ -26,7 +26,7 @@ def test_raster_order_goes_frame_by_frame_row_by_row(grid, shape):
     assert layout.length == frames * rows * columns
     expected = [[t, y, x] for t in range(frames) for y in range(rows) for x in range(columns)]
     assert layout.positions.tolist() == expected
-    assert layout.order.tolist() == list(range(layout.length))
+    assert layout.cell.tolist() == list(range(layout.length))
     assert (layout.forced == FREE).all()
 
 
@@ -85,7 +85,7 @@ def test_forced_tokens_of_another_length_are_refused():
 
 def test_neighbour_order_goes_by_distance_from_the_first_cell():
     layout = neighbour_layout((2, 3))
-    assert layout.order.tolist() == [0, 1, 3, 2, 4, 5]
+    assert layout.cell.tolist() == [0, 1, 3, 2, 4, 5]
     assert layout.group_end.tolist() == [1, 3, 3, 5, 5, 6]
     assert layout.group_start.tolist() == [0, 1, 1, 3, 3, 5]
     assert layout.largest_group == 2
@@ -108,7 +108,7 @@ def test_sources_are_the_cells_before_along_each_axis(grid):
         moved = layout.positions[1:][there].clone()
         moved[:, axis] -= 1
         assert torch.equal(layout.positions[sources[1:][there]], moved)
-    assert torch.equal(layout.positions, cells[layout.order])
+    assert torch.equal(layout.positions, cells[layout.cell])
     distance = layout.positions.sum(1)
     visible = torch.arange(layout.length) < layout.group_end[:, None]
     assert torch.equal(visible, distance <= distance[:, None])

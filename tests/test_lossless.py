@@ -20,7 +20,8 @@ from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.rules import acceptance
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.accel.tree_decoding import TreeDecoding
-from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.cast import Cast
+from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -28,6 +29,7 @@ from visual_ar.testing import (
     enumerate_law,
     sequence_index,
 )
+from visual_ar.tokens.codes import CategoricalLaw
 
 METHODS = {
     "sequential": SequentialDecoding(),
@@ -96,7 +98,7 @@ def test_options_and_classes_differ_within_a_batch(method):
     sampling = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
     labels = [k % 2 for k in range(4) for _ in range(quarter)]
     tokens, _ = decode_all(
-        METHODS[method], model, model.layout((5,)), model.condition(labels, True), sampling
+        METHODS[method], Cast(model, model.layout((5,))), model.condition(labels, True), sampling
     )
     for k, option in enumerate(options):
         law = enumerate_law(model, k % 2, Sampling.create([0], *option))
@@ -111,9 +113,9 @@ def test_a_picture_does_not_depend_on_its_neighbours_or_slot(method):
 
     def decode(seeds: list[int], labels: list[int]) -> torch.Tensor:
         sampling = Sampling.create(seeds, guidance=2.0)
-        return decode_all(METHODS[method], model, layout, model.condition(labels, True), sampling)[
-            0
-        ]
+        return decode_all(
+            METHODS[method], Cast(model, layout), model.condition(labels, True), sampling
+        )[0]
 
     batch = decode([7, 8, 9], [0, 1, 0])
     assert torch.equal(decode([9, 7, 8], [0, 0, 1]), batch[[2, 0, 1]])
@@ -128,9 +130,9 @@ def test_pictures_admitted_in_mid_run_are_the_same_pictures(method):
     layout, decoding = model.layout((3, 3)), METHODS[method]
     labels, seeds = [0, 1, 1, 0, 1, 0], list(range(6))
     sampling = Sampling.create(seeds, guidance=2.0)
-    expected, _ = decode_all(decoding, model, layout, model.condition(labels, True), sampling)
+    expected, _ = decode_all(decoding, Cast(model, layout), model.condition(labels, True), sampling)
     window = decoding.config.get("window", 1)
-    state = decoding.init(model, layout, slots=2, guided=True, window=window)
+    state = decoding.init(Cast(model, layout), slots=2, guided=True, window=window)
     waiting, holds, finished = list(range(6)), {}, {}
     while waiting or holds:
         for slot in range(2):
@@ -154,10 +156,10 @@ def test_exact_match_gives_the_sequential_picture_in_fewer_passes():
     layout, count = model.layout((4, 6)), 500
     sampling = Sampling.create(list(range(count)), guidance=1.5, top_k=3)
     condition = model.condition([0] * count, True)
-    expected, steps = decode_all(SequentialDecoding(), model, layout, condition, sampling)
+    expected, steps = decode_all(SequentialDecoding(), Cast(model, layout), condition, sampling)
     for init in ("uniform", "left", "above"):
         method = ExactMatchJacobiDecoding(window=6, init=init)
-        tokens, committed = decode_all(method, model, layout, condition, sampling)
+        tokens, committed = decode_all(method, Cast(model, layout), condition, sampling)
         assert torch.equal(tokens, expected)
         assert (committed > 0).sum(0).float().mean() < 0.7 * len(steps)
 
@@ -390,15 +392,15 @@ def test_a_method_refuses_what_it_cannot_serve():
     model = ToyTokenModel()
     layout = model.layout((7,))
     with pytest.raises(ValueError, match="init must be one of"):
-        SpeculativeJacobiDecoding(init="nearest").check(model, layout)
+        SpeculativeJacobiDecoding(init="nearest").check(Cast(model, layout))
     with pytest.raises(ValueError, match="needs several frames"):
-        SpeculativeJacobiDecoding(init="previous-frame").check(model, layout)
+        SpeculativeJacobiDecoding(init="previous-frame").check(Cast(model, layout))
     grouped = replace(layout, group_end=layout.group_end.clamp(min=3))
     with pytest.raises(ValueError, match="next-token layout"):
-        SequentialDecoding().check(model, grouped)
-    backwards = replace(layout, order=layout.order.flip(0))
+        SequentialDecoding().check(Cast(model, grouped))
+    backwards = replace(layout, order=layout.cell.flip(0))
     with pytest.raises(ValueError, match="raster order"):
-        SpeculativeJacobiDecoding(init="left").check(model, backwards)
+        SpeculativeJacobiDecoding(init="left").check(Cast(model, backwards))
     model.capabilities = frozenset({"trees"})
     with pytest.raises(ValueError, match=r"needs a model with \['categorical'\]"):
-        SequentialDecoding().check(model, layout)
+        SequentialDecoding().check(Cast(model, layout))

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.cast import Cast
 from visual_ar.conversion import convert
 from visual_ar.models import nar
 from visual_ar.models.llamagen import LlamaGen
@@ -68,7 +69,7 @@ def test_cached_passes_give_the_logits_of_a_full_pass(official, name):
     layout = model.layout(model.grid)
     condition = condition_of(official, name, model, guided=True)
     sampling = Sampling.create([3, 4], guidance=1.7)
-    state = method.init(model, layout, slots=2)
+    state = method.init(Cast(model, layout), slots=2)
     found = torch.zeros(2, layout.length + state.window, model.vocab_size)
     for passes in range(layout.shape3d[0] + 7 + 2):
         for slot in range(2):
@@ -105,7 +106,7 @@ def test_a_picture_takes_as_many_passes_as_there_are_distances(official, name):
     layout = model.layout(model.grid)
     steps = list(
         GroupDecoding().decode(
-            model, layout, condition_of(official, name, model), Sampling.create([1, 2])
+            Cast(model, layout), condition_of(official, name, model), Sampling.create([1, 2])
         )
     )
     assert len(steps) == sum(model.grid) - len(model.grid) + 1
@@ -148,7 +149,7 @@ def test_grids_and_methods_that_do_not_fit_are_refused(official):
     with pytest.raises(ValueError, match=r"grid must be \(4, 4\) for this model, got \(4, 5\)"):
         model.layout((4, 5))
     with pytest.raises(ValueError, match="predicts several tokens at once"):
-        SpeculativeJacobiDecoding(window=4).check(model, model.layout((4, 4)))
+        SpeculativeJacobiDecoding(window=4).check(Cast(model, model.layout((4, 4))))
     with pytest.raises(ValueError, match="exactly one of num_classes and caption_dim"):
         NAR(dim=32, n_head=4)
 

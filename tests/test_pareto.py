@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from visual_ar.cast import Cast
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.evaluation import pareto as pareto_module
@@ -113,7 +114,7 @@ def test_models_of_bits_have_a_suite_that_they_can_serve(capability, monkeypatch
     names = suite(SimpleNamespace(model=model))
     assert "sequential" in names and any("hamming" in n for n in names) == (capability == "bits")
     for name in names:
-        parse_method(name).check(model, model.layout((80,)))
+        parse_method(name).check(Cast(model, model.layout((80,))))
 
 
 def test_a_draft_head_brings_its_methods(tiny_text_pipeline):

@@ -8,9 +8,11 @@ from visual_ar.accel.rules import acceptance
 from visual_ar.accel.rules.code_rules import Lantern
 from visual_ar.accel.rules.parse import RULES, Block, Exact, parse_rule
 from visual_ar.accel.rules.rule import Rule
-from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.cast import Cast
+from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, chi_square, decode_all, enumerate_law
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.tokens.codes import CategoricalLaw
 
 CODES = 6
 ALARM, DETECTED = 1e-4, 1e-9
@@ -289,9 +291,9 @@ def test_a_rule_says_what_it_lacks(tokenizer: VQTokenizer) -> None:
     layout = model.layout((4,))
     for name in ("grouped", "lantern", "lantern++"):
         with pytest.raises(ValueError, match=r"needs a tokenizer with a code book, such as VQ"):
-            SpeculativeJacobiDecoding(rule=name).check(model, layout)
+            SpeculativeJacobiDecoding(rule=name).check(Cast(model, layout))
     with pytest.raises(ValueError, match=r"neighbours of rule lantern must be at most 5"):
-        SpeculativeJacobiDecoding(rule="lantern").check(model, layout, tokenizer)
+        SpeculativeJacobiDecoding(rule="lantern").check(Cast(model, layout, tokenizer))
     for coupling in ("maximal", "gumbel"):
         with pytest.raises(ValueError, match=r"rule block looks ahead .* 'independent'"):
             SpeculativeJacobiDecoding(rule="block", coupling=coupling)

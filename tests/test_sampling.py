@@ -6,18 +6,17 @@ import pytest
 import torch
 
 from visual_ar.sampling import (
-    CategoricalLaw,
     Sampling,
     Warps,
     _kth_largest,
     guide,
     gumbel_noise,
     philox,
-    point_mass,
     uniforms,
     warp,
 )
 from visual_ar.testing import chi_square
+from visual_ar.tokens.codes import CategoricalLaw, point_mass
 
 
 def words(value: int) -> torch.Tensor:

@@ -16,8 +16,9 @@ from visual_ar.accel.tree_acceptance import (
     judge,
     recursive_rejection,
 )
-from visual_ar.sampling import CategoricalLaw, take_rows
+from visual_ar.sampling import take_rows
 from visual_ar.testing import chi_square, sequence_index
+from visual_ar.tokens.codes import CategoricalLaw
 
 CODES, SIBLINGS = 4, 3
 

@@ -12,8 +12,10 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cache import KVCache
-from visual_ar.sampling import CategoricalLaw, Sampling, take_rows
+from visual_ar.cast import Cast
+from visual_ar.sampling import Sampling, take_rows
 from visual_ar.testing import ToyTokenModel, decode_all
+from visual_ar.tokens.codes import CategoricalLaw
 
 CASE = Case(seed=1)
 PICTURES = 40_000
@@ -24,7 +26,7 @@ def _decode(method, count=300, grid=(4, 6)):
     model = ToyTokenModel(vocab_size=5, grid=grid, seed=2)
     sampling = Sampling.create(list(range(count)), guidance=1.5)
     condition = model.condition([0] * count, True)
-    tokens, committed = decode_all(method, model, model.layout(grid), condition, sampling)
+    tokens, committed = decode_all(method, Cast(model, model.layout(grid)), condition, sampling)
     return tokens, float((committed > 0).sum(0).float().mean())
 
 
@@ -57,12 +59,13 @@ def test_unused_columns_are_not_computed_and_change_nothing(monkeypatch):
     condition = model.condition([0] * 4, True)
     layout = model.layout((4, 6))
     evaluated = [
-        step.head_evaluations for step in method.decode(model, layout, condition, sampling, 12)
+        step.head_evaluations
+        for step in method.decode(Cast(model, layout), condition, sampling, 12)
     ]
     assert min(evaluated) < max(evaluated) <= 4 * 13
     # As where the host reads late, every pass keeps all columns.
     monkeypatch.setattr(TreeDecoding, "advance", Decoding.advance)
-    whole, _ = decode_all(method, model, layout, condition, sampling)
+    whole, _ = decode_all(method, Cast(model, layout), condition, sampling)
     assert torch.equal(whole, tokens)
 
 
@@ -210,12 +213,12 @@ def test_what_it_cannot_serve_is_refused():
     model = ToyTokenModel()
     layout = model.layout((7,))
     with pytest.raises(ValueError, match="init must be one of"):
-        TreeDecoding(init="nearest").check(model, layout)
+        TreeDecoding(init="nearest").check(Cast(model, layout))
     with pytest.raises(ValueError, match="needs several frames"):
-        TreeDecoding(drafter="previous-frame", tree="1").check(model, layout)
+        TreeDecoding(drafter="previous-frame", tree="1").check(Cast(model, layout))
     model.capabilities = frozenset({"categorical"})
     with pytest.raises(ValueError, match=r"needs a model with \['trees'\]"):
-        TreeDecoding().check(model, layout)
+        TreeDecoding().check(Cast(model, layout))
 
 
 def test_an_automatic_window_leaves_room_for_the_tree():
@@ -224,7 +227,7 @@ def test_an_automatic_window_leaves_room_for_the_tree():
     assert wide.windows() == (1, 2, 4, 8, 16, 32)
     model = ToyTokenModel()
     for window in wide.windows():
-        wide.init(model, model.layout((7,)), slots=1, window=window)
+        wide.init(Cast(model, model.layout((7,))), slots=1, window=window)
 
 
 def test_a_tree_survives_its_configuration():

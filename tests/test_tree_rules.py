@@ -7,7 +7,8 @@ from visual_ar.accel.rules.code_rules import Grouped, Lantern, LanternPlus
 from visual_ar.accel.rules.parse import Exact, Omega, Typical, parse_rule
 from visual_ar.accel.tree_acceptance import drawn_from, recursive_rejection, relaxed_rejection
 from visual_ar.accel.tree_decoding import TreeDecoding
-from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.cast import Cast
+from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,
     chi_square,
@@ -15,6 +16,7 @@ from visual_ar.testing import (
     enumerate_law,
     random_draft_head,
 )
+from visual_ar.tokens.codes import CategoricalLaw
 
 CODES = 6
 ALARM, DETECTED = 1e-4, 1e-9
@@ -138,7 +140,7 @@ def _first_tokens(rule, pictures):
     model = ToyTokenModel(CODES, (4,), seed=3)
     method = TreeDecoding(window=2, tree="3", rule=rule)
     arguments = (model.condition([0] * pictures, False), Sampling.create(list(range(pictures))))
-    steps = list(method.decode(model, model.layout((4,)), *arguments, tokenizer=Codes()))
+    steps = list(method.decode(Cast(model, model.layout((4,))), *arguments, tokenizer=Codes()))
     p = enumerate_law(model, 0, Sampling.create([0])).view(CODES, -1).sum(1)
     return steps[-1].tokens[:, 0], steps[0].spent, p, torch.full((1, CODES), 1 / CODES).double()
 
@@ -190,6 +192,6 @@ def test_what_cannot_be_judged_is_refused():
     model = ToyTokenModel()
     for rule in (Grouped, Lantern, LanternPlus):
         with pytest.raises(ValueError, match="compares codes and needs a tokenizer"):
-            TreeDecoding(rule=rule.name).check(model, model.layout((7,)))
+            TreeDecoding(rule=rule.name).check(Cast(model, model.layout((7,))))
     assert not TreeDecoding(rule=Typical.name).lossless
     assert TreeDecoding().lossless

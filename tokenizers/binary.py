@@ -187,18 +187,18 @@ class BinaryTokenizer(BitTokenizer):
         """Encoder output, whose signs are the bits. pixels: [B, 3, H, W]; -> [B, d, h, w]."""
         return self.encoder(pixels)
 
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Pixels of codes in [-1, 1]. codes: [B, d, h, w]; returns [B, 3, H, W].
+    def reconstruct(self, latents: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Pixels of codes in [-1, 1]. latents: [B, d, h, w]; returns [B, 3, H, W].
 
         Raises:
             ValueError: there is a single cell, whose spread is not defined.
         """
-        if codes.shape[2] * codes.shape[3] < 2:
+        if latents.shape[2] * latents.shape[3] < 2:
             raise ValueError(
                 "grid must have at least 2 cells, because the decoder reads the spread of the "
-                f"code over them, got {tuple(codes.shape[2:])}"
+                f"code over them, got {tuple(latents.shape[2:])}"
             )
-        return self.decoder(codes)
+        return self.decoder(latents)
 
 
 def convert_official(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -59,7 +59,7 @@ class BinaryQuantizer(nn.Module):
         check_latents(latents, self.bits)
         return _by_token(latents > 0)
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The corners of tokens, -s or s. tokens: bool [B, N, d]; returns fp32 [B, d, h, w].
 
         Raises:
@@ -100,11 +100,11 @@ class BinaryQuantizer(nn.Module):
         """The tokens in training: bool [B, N, d]."""
         return _by_token(compared > 0)
 
-    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The quantised latents, exactly, with the gradient of `compared`."""
         return self.lookup(tokens, grid).to(compared) + (compared - compared.detach())
 
-    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         return F.mse_loss(compared, self.lookup(tokens, grid).to(compared))
 
     def _entropies(self, log_odds: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     def _project(self, latents: Tensor) -> Tensor:
         return F.normalize(latents, dim=1)
 
-    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         passed = compared * self.scale if self.scaled_gradient else compared
         return super()._pass_through(passed, tokens, grid)
 
@@ -193,7 +193,7 @@ class BernoulliQuantizer(BinaryQuantizer):
         self.temperature = temperature
         self.embed = nn.Parameter(torch.randn(bits, dim) * bits**-0.5)
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The codes of tokens. tokens: bool [B, N, d]; returns [B, C, h, w]."""
         check_bit_tokens(tokens, grid, self.bits)
         return _on_grid(tokens.to(self.embed.dtype) @ self.embed, grid)
@@ -203,12 +203,12 @@ class BernoulliQuantizer(BinaryQuantizer):
             return super()._draw(compared)
         return _by_token(torch.bernoulli(torch.sigmoid(compared / self.temperature)).bool())
 
-    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         chance = _by_token(torch.sigmoid(compared))
         bits = tokens.to(chance) + (chance - chance.detach())
         return _on_grid(bits @ self.embed.to(chance), grid)
 
-    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         return F.mse_loss(_by_token(torch.sigmoid(compared)), tokens.to(compared))
 
 
@@ -225,9 +225,9 @@ def marginal_entropy(tokens: Tensor) -> Tensor:
     return (torch.special.entr(ones) + torch.special.entr(1 - ones)) / math.log(2)
 
 
-def check_bit_tokens(tokens: Tensor, grid: tuple[int, int], bits: int) -> None:
+def check_bit_tokens(tokens: Tensor, grid: tuple[int, ...], bits: int) -> None:
     """Raises ValueError unless `tokens` are bool [B, h * w, d]."""
-    count = grid[0] * grid[1]
+    count = math.prod(grid)
     if tokens.dtype != torch.bool or tokens.ndim != 3 or tokens.shape[1:] != (count, bits):
         raise ValueError(
             f"tokens must be bool [B, {count}, {bits}] for the grid {tuple(grid)}, "
@@ -240,6 +240,6 @@ def _by_token(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _on_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+def _on_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """[B, h * w, C] -> [B, C, h, w]."""
     return x.transpose(1, 2).unflatten(2, grid)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from visual_ar.tokenizers.binary_quantizers import BinaryQuantizer
 from visual_ar.tokenizers.quantizers import Quantized
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import (
+    VisualTokenizer,
+    check_known,
+    check_neighbour,
+)
+from visual_ar.tokens.bits import Bits
+from visual_ar.tokens.kind import TokenKind
 
 
 class BitTokenizer(VisualTokenizer):
@@ -32,6 +38,11 @@ class BitTokenizer(VisualTokenizer):
         return self.config.bits
 
     @property
+    def tokens(self) -> TokenKind:
+        """Vectors of `bits`."""
+        return Bits(self.bits)
+
+    @property
     def codebook_size(self) -> int:
         """Number of different tokens, 2^d, exactly."""
         return 2**self.bits
@@ -40,10 +51,6 @@ class BitTokenizer(VisualTokenizer):
     def latents(self, pixels: Tensor) -> Tensor:
         """Encoder output, whose signs are the bits. pixels: [B, 3, H, W]; -> [B, d, h, w]."""
 
-    @abstractmethod
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Pixels of codes in [-1, 1]. codes: [B, d, h, w]; returns [B, 3, H, W]."""
-
     def forward(self, pixels: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstructs pictures through bits. pixels: [B, 3, H, W] in [-1, 1]."""
         quantized = self.quantize(self.latents(pixels))
@@ -51,37 +58,31 @@ class BitTokenizer(VisualTokenizer):
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, length: int | None = None) -> Tensor:
         """The bits of pictures. pixels: [B, 3, H, W] in [-1, 1]; returns bool [B, N, d]."""
-        self.check_pixels(pixels, keep)
+        self.check_pixels(pixels, length)
         return self.quantize.encode(self.latents(pixels))
 
     @apply_forward_hook
     @torch.no_grad()
-    def decode(self, tokens: Tensor, grid: tuple[int, int], known: Tensor | None = None) -> Tensor:
-        """The pictures of bits.
+    def decode(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, ...],
+        known: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """The pictures of bits, see `VisualTokenizer.decode`. The mean code is 0.
 
-        Args:
-            tokens: bool [B, N, d].
-            grid: (h, w) with h * w = N.
-            known: bool [B, N]; cells that are False are drawn with the mean code, which is 0.
-
-        Returns:
-            float [B, 3, H, W], approximately in [-1, 1].
-
-        Raises:
-            ValueError: `tokens` or `known` does not fit `grid`, or the decoder has no such grid.
+        tokens: bool [B, N, d].
         """
         codes = self.lookup(tokens, grid)
         if known is not None:
-            if known.shape != tokens.shape[:2]:
-                raise ValueError(
-                    f"known must be {list(tokens.shape[:2])}, one a cell, got {list(known.shape)}"
-                )
+            check_known(tokens, known, grid)
             codes = codes * known.unflatten(1, grid)[:, None]
         return self.reconstruct(codes)
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """What the decoder reads: -s and s. tokens: bool [B, N, d]; returns [B, d, h, w]."""
         return self.quantize.lookup(tokens, grid).to(self.dtype)
 
@@ -97,3 +98,12 @@ class BitTokenizer(VisualTokenizer):
             f"a tokenizer of {self.bits} bits has no table of neighbours; the nearest tokens are "
             "those with one bit flipped"
         )
+
+    def neighbour(self, token: Tensor, number: int) -> Tensor:
+        """See `VisualTokenizer.neighbour`: with one bit flipped. token: bool [d]."""
+        check_neighbour(number, self.bits)
+        return token ^ (torch.arange(self.bits, device=token.device) == number - 1)
+
+    def described(self, token: Tensor) -> str:
+        """See `VisualTokenizer.described`."""
+        return "".join(str(int(bit)) for bit in token)

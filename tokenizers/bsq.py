@@ -18,6 +18,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in a com
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from visual_ar.size import Size
 from visual_ar.tokenizers.binary_quantizers import BinarySphericalQuantizer
 from visual_ar.tokenizers.bit_tokenizer import BitTokenizer
 from visual_ar.tokenizers.vq import count_keys
@@ -156,19 +157,19 @@ class BSQTokenizer(BitTokenizer):
     def downsample(self) -> int:
         return self.config.patch_size
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, size: Size) -> tuple[int, ...]:
         """The one grid (h, w) that the positions were learned for.
 
         Raises:
             ValueError: another size in pixels.
         """
         side = self.config.image_size
-        for name, pixels in (("height", height), ("width", width)):
+        for name, pixels in (("height", size.height), ("width", size.width)):
             if pixels != side:
                 raise ValueError(
                     f"{name} must be {side}, for which the positions were learned, got {pixels}"
                 )
-        return super().grid(height, width)
+        return super().grid(size)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Encoder output, whose signs are the bits. pixels: [B, 3, H, W]; -> [B, d, h, w].
@@ -179,19 +180,19 @@ class BSQTokenizer(BitTokenizer):
         hidden = self.quant_embed(self.encoder(pixels))
         return hidden.transpose(1, 2).unflatten(2, (cells, cells))
 
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Pixels of codes, approximately in [-1, 1]. codes: [B, d, h, w]; returns [B, 3, H, W].
+    def reconstruct(self, latents: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Pixels of codes, approximately in [-1, 1]. latents: [B, d, h, w]; returns [B, 3, H, W].
 
         Raises:
             ValueError: another grid than the positions were learned for.
         """
         cells = self.config.image_size // self.config.patch_size
-        if tuple(codes.shape[2:]) != (cells, cells):
+        if tuple(latents.shape[2:]) != (cells, cells):
             raise ValueError(
                 f"grid must be {(cells, cells)}, for which the positions were learned, "
-                f"got {tuple(codes.shape[2:])}"
+                f"got {tuple(latents.shape[2:])}"
             )
-        return self.decoder(self.post_quant_embed(codes.flatten(2).transpose(1, 2)))
+        return self.decoder(self.post_quant_embed(latents.flatten(2).transpose(1, 2)))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -44,7 +44,7 @@ class Quantizer(Protocol):
     def encode(self, latents: Tensor) -> Tensor:
         """The tokens alone. latents: [B, C, h, w]; int64 [B, h * w], or bool [B, h * w, d]."""
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The quantised latents of tokens on the grid (h, w). Returns [B, C, h, w]."""
 
 
@@ -94,7 +94,7 @@ class VectorQuantizer(nn.Module):
         # Between unit vectors the squared distance is 2 - 2 similarity.
         return tokens, (2 * similarity / temperature).softmax(dim=-1)
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Code vectors laid out on the grid. tokens: int64 [B, N]; returns [B, C, h, w]."""
         vectors = F.embedding(tokens, self.codebook())
         return vectors.unflatten(1, grid).permute(0, 3, 1, 2)
@@ -162,7 +162,7 @@ class FiniteScalarQuantizer(nn.Module):
         """The tokens alone. latents: [B, C, h, w]; returns int64 [B, h * w]."""
         return self._tokens(self._bound(latents).round())
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Quantised latents in [-1, 1] of codes. tokens: int64 [B, N]; returns [B, C, h, w].
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from visual_ar.tokenizers.quantizers import Quantized, VectorQuantizer
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer, check_known
 
 
 class ResidualBlock(nn.Module):
@@ -234,9 +235,9 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
         """Encoder output in code space, not normalised. pixels: [B, 3, H, W]; -> [B, C, h, w]."""
         return self.quant_conv(self.encoder(pixels))
 
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Pixels of code vectors. codes: [B, C, h, w]; returns [B, 3, H, W]."""
-        return self.decoder(self.post_quant_conv(codes))
+    def reconstruct(self, latents: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Pixels of code vectors or latents. latents: [B, C, h, w]; returns [B, 3, H, W]."""
+        return self.decoder(self.post_quant_conv(latents))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstructs pictures through the code book. pixels: [B, 3, H, W] in [-1, 1]."""
@@ -245,8 +246,8 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode(self, pixels: Tensor, keep: int | None = None) -> Tensor:
-        self.check_pixels(pixels, keep)
+    def encode(self, pixels: Tensor, length: int | None = None) -> Tensor:
+        self.check_pixels(pixels, length)
         return self.quantize.encode(self.latents(pixels))
 
     @torch.no_grad()
@@ -273,22 +274,24 @@ class VQTokenizer(VisualTokenizer, ModelMixin):
 
     @apply_forward_hook
     @torch.no_grad()
-    def decode(self, tokens: Tensor, grid: tuple[int, int], known: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, ...],
+        known: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
         codes = self.lookup(tokens, grid)
         if known is not None:
-            if known.shape != tokens.shape:
-                raise ValueError(
-                    f"known must have the shape of tokens, {list(tokens.shape)}, "
-                    f"got {list(known.shape)}"
-                )
+            check_known(tokens, known, grid)
             mean = self.quantize.codebook().mean(dim=0)[None, :, None, None]
             codes = torch.where(known.unflatten(1, grid)[:, None], codes, mean)
         return self.reconstruct(codes)
 
-    def lookup(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        if tokens.ndim != 2 or tokens.shape[1] != grid[0] * grid[1]:
+    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+        if tokens.ndim != 2 or tokens.shape[1] != math.prod(grid):
             raise ValueError(
-                f"tokens must be [B, {grid[0] * grid[1]}] for the grid {tuple(grid)}, "
+                f"tokens must be [B, {math.prod(grid)}] for the grid {tuple(grid)}, "
                 f"got {list(tokens.shape)}"
             )
         return self.quantize.lookup(tokens, grid)

@@ -98,12 +98,12 @@ class KVCache:
             buffer[:, self._rows, target] = buffer[:, self._rows, source]
 
     def assign(self, rows: Tensor, part: KVCache) -> None:
-        """Takes over the prefix of newly admitted rows, computed in a small cache of their own.
+        """Takes over the beginning of newly admitted rows, computed in a small cache of their own.
 
         Args:
-            rows: int64 [r], the rows that receive the prefix.
-            part: a cache of r rows whose prefix slots are written.
+            rows: int64 [r], the rows that receive it.
+            part: a cache of r rows with the same prefix, all of whose slots are taken over.
         """
-        self.keys[:, rows, : self.prefix] = part.keys[:, :, : self.prefix]
-        self.values[:, rows, : self.prefix] = part.values[:, :, : self.prefix]
+        self.keys[:, rows, : part.slots] = part.keys
+        self.values[:, rows, : part.slots] = part.values
         self.prefix_mask[rows] = part.prefix_mask

@@ -1,32 +1,38 @@
-"""Whether one pipeline's model may draft for another's; knows nothing about how drafts are used."""
+"""Whether one model may draft for another; knows nothing about how drafts are used."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from visual_ar.pipeline import VisualARPipeline
-    from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.conditioning.conditioner import Conditioner
+from visual_ar.models.token_model import TokenModel
+from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 
-def check_drafter(pipe: VisualARPipeline, drafter: VisualARPipeline) -> None:
+class Companion(NamedTuple):
+    """A model with what it draws from and into."""
+
+    model: TokenModel
+    tokenizer: VisualTokenizer
+    conditioner: Conditioner
+
+
+def check_drafter(ours: Companion, drafter: Companion) -> None:
     """Raises ValueError unless the drafter draws the same subjects as the same tokens."""
-    if not same_tokenizer(pipe.image_tokenizer, drafter.image_tokenizer):
+    if not same_tokenizer(ours.tokenizer, drafter.tokenizer):
         raise ValueError(
             "drafter must share the image tokenizer, weight for weight, got "
-            f"{drafter.image_tokenizer.codebook_size} codes of another one"
+            f"{drafter.tokenizer.codebook_size} codes of another one"
         )
-    text, names = pipe.text_encoder is not None, pipe.config.class_names
-    ours, theirs = (side.model.config.get("num_classes") for side in (pipe, drafter))
-    other = ours != theirs or drafter.config.class_names != names
-    if other or (drafter.text_encoder is not None) != text:
-        kind = "prompts" if text else f"the {ours} classes {names or ''}".rstrip()
-        raise ValueError(f"drafter must draw {kind} like the model it drafts for, got another kind")
-    if drafter.model.device != pipe.model.device:
-        raise ValueError(f"drafter must be on {pipe.model.device}, got {drafter.model.device}")
-    drafter.model.layout(pipe.image_tokenizer.grid(pipe.config.height, pipe.config.width))
+    if not ours.conditioner.same_as(drafter.conditioner):
+        raise ValueError(
+            f"drafter must draw {ours.conditioner.what} like the model it drafts for, "
+            "got another kind"
+        )
+    if drafter.model.device != ours.model.device:
+        raise ValueError(f"drafter must be on {ours.model.device}, got {drafter.model.device}")
 
 
 def same_tokenizer(one: VisualTokenizer, other: VisualTokenizer) -> bool:

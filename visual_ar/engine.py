@@ -1,8 +1,8 @@
-"""Draws pictures of many requests through the slots of one decoding state, admitted between passes.
+"""Draws pictures of many requests through slots, admitted between passes.
 
 Iteration-level scheduling (Yu et al. 2022, Orca, OSDI, section 4.1) for pictures: a slot that falls
 idle is filled before the next pass, so that passes stay full while pictures come and go. Knows
-pipelines and decoding methods; knows nothing about who asks, over which protocol, or about files.
+requests and lanes of slots; knows nothing about who asks, over which protocol, or about files.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, NamedTuple
 
 import torch
 
-from visual_ar.accel.loop.host_copy import HostCopy
-from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.job import Job, Picture
-from visual_ar.layout import Layout
+from visual_ar.lanes import Flight, Lane, Lanes, Slot, key_of
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.request import Request, check_whole
-from visual_ar.sampling import Sampling, Warps
+from visual_ar.sampling import Sampling
 
+MEMORY = 4 * 2**30
+"""Bytes that the slots of all sizes may take by default."""
 _PACE_MEMORY = 0.8  # weight of the past in the running mean of seconds a picture
 
 
@@ -41,29 +39,12 @@ class EngineClosed(RuntimeError):
     """The engine takes no more pictures."""
 
 
-@dataclass
-class _Slot:
-    """A job in a slot. `since` is when it came there, on the monotonic clock."""
-
-    job: Job
-    since: float
-    passes: int = 0
-    shown: int = 0
-
-
-class _Flight(NamedTuple):
-    """A pass whose counts the host has not read yet, and who was in the slots then."""
-
-    step: Step
-    slots: tuple[_Slot | None, ...]
-
-
 @dataclass(frozen=True)
 class EngineStats:
     """What an engine has done so far.
 
     Attributes:
-        slots: pictures decoded at a time.
+        slots: pictures of one size decoded at a time.
         busy: slots that hold a picture.
         waiting: pictures that wait for a slot.
         finished: complete pictures.
@@ -88,36 +69,38 @@ class EngineStats:
 
 
 class Engine:
-    """B slots over a pipeline and its decoding method, and a thread that runs the passes.
+    """B slots for every size over a pipeline and its decoding method, and a thread of passes.
 
     A picture is the same whatever else is drawn beside it: its prefix is encoded alone, and every
     pass has the shape of B slots with guidance and of the whole cache. In fp32 it therefore equals,
-    token for token, the same request served alone by an engine of as many slots.
+    token for token, the same request served alone by an engine of as many slots. Slots of a size
+    are made when it is first asked for, and given up when others need the memory.
 
     Args:
-        pipe: draws; its size, its method and its device are those of the engine. It must not be
-            changed while the engine lives.
-        slots: pictures decoded at a time B, at least 1.
+        pipe: draws; its method and its device are those of the engine. It must not be changed while
+            the engine lives.
+        slots: pictures of one size decoded at a time B, at least 1.
         queue: pictures that may wait for a slot, at least 0.
+        memory: bytes that the slots of all sizes may take together; one size is always served.
 
     Raises:
         ValueError: slots or queue is too small, the method cannot serve the model, or components
             of the pipeline are offloaded.
     """
 
-    def __init__(self, pipe: VisualARPipeline, slots: int = 8, queue: int = 64) -> None:
+    def __init__(
+        self, pipe: VisualARPipeline, slots: int = 8, queue: int = 64, memory: int = MEMORY
+    ) -> None:
         check_whole("slots", slots, least=1)
         check_whole("queue", queue, least=0)
+        check_whole("memory", memory, least=1)
         if any(hasattr(part, "_hf_hook") for part in pipe.components.values()):
             raise ValueError("pipe must be without offloading to serve from slots, got hooks on it")
-        self._pipe, self._method = pipe, pipe.scheduler
+        self._pipe = pipe
+        self._lanes = Lanes(pipe, slots, memory)
+        self._lanes.of(self._any(slots))  # refuses now what could never be served
         self._capacity = slots + queue
-        self._window, self._layout = self._prepare(slots)
-        self._slots: list[_Slot | None] = [None] * slots
-        self._state = self._fresh_state()
         self._waiting: deque[Job] = deque()
-        self._flights: deque[_Flight] = deque()
-        self._known = HostCopy(pipe.model.device, 0, (slots,))
         self._totals = EngineStats(slots)
         self._pace = 1.0
         self._threads = torch.get_num_threads()
@@ -147,7 +130,7 @@ class Engine:
         with self._changed:
             return replace(
                 self._totals,
-                busy=sum(slot is not None and not slot.job.over for slot in self._slots),
+                busy=sum(not job.over for job in self._lanes.jobs()),
                 waiting=sum(not job.over for job in self._waiting),
             )
 
@@ -163,19 +146,14 @@ class Engine:
             one job a picture, in order.
 
         Raises:
-            ValueError: the request completes a picture or has another size, which slots cannot do,
-                or previews is below 0.
+            ValueError: the request completes a picture, which slots cannot do, or previews is below
+                0.
             QueueFull: there is no room for all of them.
             EngineClosed: the engine takes no more.
         """
         check_whole("previews", previews, least=0)
         if request.completion is not None:
             raise ValueError("image must be left out, slots complete no pictures, got one")
-        if request.layout.grid != self._layout.grid:
-            raise ValueError(
-                f"height and width must be those of the engine, {self._layout.grid} cells, "
-                f"got {request.layout.grid}"
-            )
         jobs = [Job(part, previews) for part in _parts(request)]
         with self._changed:
             if self._closing:
@@ -198,7 +176,7 @@ class Engine:
         self._thread.join(timeout)
         if self._thread.is_alive():
             with self._changed:
-                open_jobs = [*self._waiting, *(slot.job for slot in self._slots if slot)]
+                open_jobs = [*self._waiting, *self._lanes.jobs()]
             for job in open_jobs:
                 job.cancel()
             self._thread.join()
@@ -209,42 +187,20 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # What follows runs in the engine's thread, except where it says otherwise.
-
-    @torch.inference_mode()
-    def _prepare(self, slots: int) -> tuple[int, Layout]:
-        """The window and the layout, found with a batch of any pictures. In the caller's thread."""
-        classes = self._pipe.text_encoder is None
-        anything = {"class_labels": 0} if classes else {"prompt": "picture"}
-        call: dict[str, Any] = {**anything, "num_images_per_prompt": slots, "seeds": 0}
-        request = self._pipe.check_inputs(**call)
-        condition = self._pipe.encode_condition(request, guided=True)
-        window = self._method.choose_window(
-            self._pipe.model,
-            request.layout,
-            condition,
-            request.sampling,
-            self._pipe.image_tokenizer,
-        )
-        return window, request.layout
-
-    @torch.inference_mode()
-    def _fresh_state(self) -> DecodeState:
-        pipe, slots = self._pipe, len(self._slots)
-        return self._method.init(
-            pipe.model, self._layout, slots, True, self._window, pipe.image_tokenizer
-        )
+    def _any(self, pictures: int) -> Request:
+        """A request for so many pictures of the pipeline's own size."""
+        asks = self._pipe.conditioner.asks(self._pipe.conditioner.anything)
+        return self._pipe.check_inputs(**asks, num_images_per_prompt=pictures, seeds=0)
 
     def _make_room(self, pictures: int) -> None:
         """Raises QueueFull unless so many pictures fit. In the caller's thread, under the lock."""
-        held = [*self._waiting, *(slot.job for slot in self._slots if slot)]
-        open_jobs = sum(not job.over for job in held)
+        open_jobs = sum(not job.over for job in (*self._waiting, *self._lanes.jobs()))
         if open_jobs + pictures > self._capacity:
             self._count(refused=pictures)
             raise QueueFull(
                 f"the queue must have room for {pictures} more pictures, "
                 f"got {open_jobs} of {self._capacity} places taken",
-                retry_after=max(math.ceil(self._pace * pictures / len(self._slots)), 1),
+                retry_after=max(math.ceil(self._pace * pictures / self._totals.slots), 1),
             )
 
     def _count(self, **more: float) -> None:
@@ -252,24 +208,24 @@ class Engine:
         totals = {name: getattr(self._totals, name) + value for name, value in more.items()}
         self._totals = replace(self._totals, **totals)
 
+    # What follows runs in the engine's thread.
+
     @torch.inference_mode()
     def _work(self) -> None:
         error: BaseException = EngineClosed("the engine has ended")
         try:
             torch.set_num_threads(self._threads)  # others may have limited theirs since
             while self._next_work():
-                for index, slot in enumerate(self._slots):
-                    if slot is None:
-                        self._fill(index)
-                if any(self._slots):
-                    self._pass()
+                self._fill()
+                for lane in self._lanes.busy():
+                    self._pass(lane)
         except BaseException as caught:
             error = caught
             raise
         finally:  # nobody waits for a thread that is gone
             with self._changed:
                 self._closing = True
-                rest = [*self._waiting, *(slot.job for slot in self._slots if slot)]
+                rest = [*self._waiting, *self._lanes.jobs()]
             for job in rest:
                 job.post(error)
 
@@ -278,7 +234,7 @@ class Engine:
         with self._changed:
             while True:
                 self._sweep()
-                if self._waiting or any(self._slots):
+                if self._waiting or self._lanes.busy():
                     return True
                 if self._closing:
                     return False
@@ -289,97 +245,92 @@ class Engine:
         kept = [job for job in self._waiting if not job.over]
         gone = len(self._waiting) - len(kept)
         self._waiting = deque(kept)
-        for index, slot in enumerate(self._slots):
-            if slot is not None and slot.job.over:
-                self._slots[index] = None
-                gone += 1
-        self._count(cancelled=gone)
+        self._count(cancelled=gone + self._lanes.sweep())
 
-    def _fill(self, index: int) -> None:
-        """Admits the next waiting picture to an idle slot."""
+    def _fill(self) -> None:
+        """Admits waiting pictures to idle slots of their size, in order."""
         with self._changed:
-            if not self._waiting:
-                return
-            job = self._waiting.popleft()
-            self._slots[index] = _Slot(job, time.monotonic())
-        try:
-            self._admit(index, job.request)
-        except Exception as error:
-            self._fail(index, error)
+            waiting = list(self._waiting)
+        full: set[object] = set()
+        for job in waiting:
+            key = key_of(job.request)
+            if key in full:
+                continue
+            try:
+                lane = self._lanes.of(job.request)
+            except Exception as error:
+                self._take(job)
+                self._fail(job, error)
+                continue
+            index = None if lane is None else lane.idle()
+            if lane is None or index is None:
+                full.add(key)  # no memory, or no slot: those behind it of this size wait too
+                continue
+            with self._changed:
+                self._waiting.remove(job)
+                lane.slots[index] = Slot(job, time.monotonic())
+            try:
+                lane.admit(index, job.request)
+            except Exception as error:
+                self._free(lane, index)
+                self._fail(job, error)
 
-    def _admit(self, index: int, request: Request) -> None:
-        state = self._state
-        # Every different top-k costs a selection a pass, so warps of pictures that left must go.
-        others = (s.job.request.sampling for i, s in enumerate(self._slots) if s and i != index)
-        state.warps = reduce(Warps.union, map(Warps.of, others), Warps())
-        condition = self._pipe.encode_condition(request, guided=True)
-        slots = torch.tensor([index], device=state.tokens.device)
-        self._method.admit(state, slots, condition, request.sampling)
+    def _take(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.remove(job)
 
-    def _pass(self) -> None:
+    def _free(self, lane: Lane, index: int) -> None:
+        with self._changed:
+            lane.slots[index] = None
+
+    def _pass(self, lane: Lane) -> None:
         try:
-            # Not `advance`, which lets attention read as far as the longest picture: sums over
-            # another number of slots round differently, and a picture would feel its neighbours.
-            step = self._method.run(self._state)
-            self._known.push(step.known.sum(1))
+            flight = lane.run()
         except Exception as error:
-            for index, slot in enumerate(self._slots):
+            for index, slot in enumerate(lane.slots):
                 if slot is not None:
-                    self._fail(index, error)
-            self._state = self._fresh_state()
+                    self._free(lane, index)
+                    self._fail(slot.job, error)
+            lane.renew()
             return
         with self._changed:
             self._count(passes=1)
-        self._flights.append(_Flight(step, tuple(self._slots)))
-        if len(self._flights) > self._state.open_length.lag:
-            self._report(self._flights.popleft(), self._known.read_list())
+        if flight is not None:
+            self._report(lane, flight)
 
-    def _report(self, flight: _Flight, known: list[int]) -> None:
-        """Tells the jobs what a pass did. known: tokens known, one number a slot."""
+    def _report(self, lane: Lane, flight: Flight) -> None:
+        """Tells the jobs what a pass did."""
+        length = lane.layout.length
         for index, slot in enumerate(flight.slots):
-            if slot is None or slot is not self._slots[index]:
+            if slot is None or slot is not lane.slots[index]:
                 continue
             slot.passes += 1
-            due = known[index] * (slot.job.previews + 1) // self._layout.length
+            settled = flight.settled[index]
+            due = settled * (slot.job.previews + 1) // length
             if due == slot.shown:
                 continue
             slot.shown = due
-            picture = self._picture(flight.step, index, known[index] / self._layout.length)
+            picture = lane.picture(flight.step, index, settled / length)
             if picture.fraction == 1:
-                self._finish(index, slot, picture)
+                self._finish(lane, index, slot, picture)
             else:
                 slot.job.post(picture)
 
-    def _picture(self, step: Step, index: int, fraction: float) -> Picture:
-        slot = self._slots[index]
-        assert slot is not None
-        row, grid = slice(index, index + 1), self._layout.grid
-        return Picture(
-            tokens=self._layout.cells(step.tokens[row]),
-            known=self._layout.cells(step.known[row]),
-            fraction=fraction,
-            passes=slot.passes,
-            seed=slot.job.request.seeds[0],
-            draw=lambda tokens, known: self._pipe.render(tokens, known, grid, "pil"),
-        )
-
-    def _finish(self, index: int, slot: _Slot, picture: Picture) -> None:
+    def _finish(self, lane: Lane, index: int, slot: Slot, picture: Picture) -> None:
         seconds = time.monotonic() - slot.since
         with self._changed:
-            self._slots[index] = None
+            lane.slots[index] = None
             self._pace = _PACE_MEMORY * self._pace + (1 - _PACE_MEMORY) * seconds
             if slot.job.over:
                 self._count(cancelled=1)
             else:
-                self._count(finished=1, tokens=self._layout.length, slot_seconds=seconds)
+                self._count(finished=1, tokens=lane.layout.length, slot_seconds=seconds)
         slot.job.post(picture)
 
-    def _fail(self, index: int, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         with self._changed:
-            slot, self._slots[index] = self._slots[index], None
             self._count(failed=1)
-        assert slot is not None
-        slot.job.post(error)
+        job.post(error)
 
 
 def _parts(request: Request) -> Iterator[Request]:

@@ -5,50 +5,111 @@ Knows nothing about logits, models or acceptance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 FREE = -1
-"""Value of `Layout.forced` where the model chooses the token."""
+"""Entry of `Layout.forced` where the model chooses, of codes and of bits."""
 
-ABSENT = -2
-"""Value of `Layout.sources` where a rank has fewer sources than others."""
+NO_CELL = -1
+"""Entry of `Layout.cell` at a structural rank, such as a line end or a filler query."""
+
+ABSENT = -(2**31)
+"""Entry of `Layout.sources` where a rank has fewer sources than others; far below any prefix."""
+
+_TENSORS = ("cell", "group_end", "sources", "positions", "forced", "structure", "given")
 
 
 @dataclass(frozen=True)
 class Layout:
     """The order in which the cells of a grid are decoded. A rank is an index into that order.
 
+    Ranks are cells or structure. Structural ranks are no cell: they carry ids of the model's own,
+    which lie beyond its code book, and are always forced. They and the ranks that are `given` in
+    every picture cost rows of a pass, but no pass: they are fed with what comes after them.
+
     Attributes:
         grid: (T, H, W), (H, W) or (N,): cells along each axis.
-        order: int64 [N], rank -> cell (cells count in raster order).
+        cell: int64 [N], rank -> cell (cells count in raster order), `NO_CELL` at structural ranks.
         group_end: int64 [N], first rank that is *not* visible from this rank.
-        sources: int64 [N, A], ranks whose hidden state predicts this one; -1 is the prefix's last,
-            `ABSENT` no source.
+        sources: int64 [N, A], ranks whose hidden state predicts this one; -1..-P are prefix slots
+            counted from the end; `ABSENT` no source.
         positions: int64 [N, 3], (frame, row, column) of the rank's cell, for position embeddings.
-        forced: int64 [N] or [B, N], token id fixed at that rank, or -1 where the model chooses.
+        forced: token fixed at each rank; int64 [N] or [B, N], or [B, N, *] as the kind of token
+            has it (`TokenKind.no_force`), `FREE` where the model chooses.
+        structure: int64 [N], id of every structural rank, `FREE` at cells.
+        given: bool [N], ranks that are forced in every picture.
     """
 
     grid: tuple[int, ...]
-    order: Tensor
+    cell: Tensor
     group_end: Tensor
     sources: Tensor
     positions: Tensor
     forced: Tensor
+    structure: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    given: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        if self.structure.numel() == 0:
+            object.__setattr__(self, "structure", torch.full_like(self.cell, FREE))
+        if self.given.numel() == 0:
+            object.__setattr__(self, "given", torch.zeros_like(self.cell, dtype=torch.bool))
+        if bool(((self.cell == NO_CELL) != (self.structure != FREE)).any()):
+            raise ValueError("structure must name an id at ranks that are no cell, and only there")
 
     @property
     def length(self) -> int:
-        """Number of tokens of a picture, N."""
-        return self.order.numel()
+        """Number of ranks N."""
+        return self.cell.numel()
+
+    @cached_property
+    def fixed(self) -> Tensor:
+        """bool [N], ranks that no pass has to draw: structural or given in every picture."""
+        return (self.cell == NO_CELL) | self.given
+
+    @cached_property
+    def following(self) -> list[int] | None:
+        """For every length 0..N, the first rank from there on that is drawn, N if none is; None
+        where every rank is drawn.
+        """
+        if not bool(self.fixed.any()):
+            return None
+        table = [self.length]
+        for rank, skipped in reversed(list(enumerate(self.fixed.tolist()))):
+            table.append(table[-1] if skipped else rank)
+        return table[::-1]
+
+    @property
+    def beginning(self) -> int:
+        """Ranks before the first that is drawn."""
+        return 0 if self.following is None else self.following[0]
+
+    @property
+    def longest_run(self) -> int:
+        """Most ranks in a row that no pass draws, behind one that is drawn."""
+        if self.following is None:
+            return 0
+        after = (end - rank for rank, end in enumerate(self.following) if rank > self.beginning)
+        return max(after, default=0)
 
     @property
     def is_chain(self) -> bool:
         """True when rank r sees exactly the ranks up to r and is predicted from rank r - 1."""
-        ranks = torch.arange(self.length, device=self.order.device)
-        next_token = self.sources.shape[1] == 1 and bool((self.sources[:, 0] == ranks - 1).all())
+        ranks = torch.arange(self.length, device=self.cell.device)
+        single = self.sources.shape[1] == 1
+        drawn = ~self.fixed
+        next_token = single and bool((self.sources[:, 0] == ranks - 1)[drawn].all())
         return next_token and bool((self.group_end == ranks + 1).all())
+
+    @property
+    def is_raster(self) -> bool:
+        """True when the ranks are the cells in raster order."""
+        ranks = torch.arange(self.length, device=self.cell.device)
+        return bool((self.cell == ranks).all())
 
     @property
     def group_start(self) -> Tensor:
@@ -66,33 +127,51 @@ class Layout:
         frames, rows, columns = (1, 1, *self.grid)[-3:]
         return frames, rows, columns
 
-    def with_forced(self, forced: Tensor) -> Layout:
+    @cached_property
+    def rank(self) -> Tensor:
+        """int64 [cells], cell -> rank."""
+        ranks = torch.argsort(self.cell)  # structural ranks come first
+        return ranks[int((self.cell == NO_CELL).sum()) :]
+
+    def with_forced(self, forced: Tensor, in_every_picture: bool = False) -> Layout:
         """The same layout with the tokens of some cells fixed, as image completion needs.
 
         Args:
-            forced: int64 [N], [B, N] or [B, N, d] in *cell* order, -1 where the model chooses.
+            forced: [cells], [B, cells] or [B, cells, *] in *cell* order, see `forced`.
+            in_every_picture: whether the same cells are forced in all pictures and shall be given,
+                so that no pass is spent on them. That is another count of passes, and so for most
+                methods another picture of a seed.
 
         Raises:
-            ValueError: the dimension of cells is not N.
+            ValueError: the dimension of cells has another size, or pictures have other cells.
         """
-        cells = 1 if forced.dim() == 3 else -1
-        if forced.shape[cells] != self.length:
+        axis = min(forced.dim() - 1, 1)
+        count = len(self.rank)
+        if forced.shape[axis] != count:
             raise ValueError(
-                f"forced must name one token or -1 for each of the {self.length} cells, "
-                f"got {forced.shape[cells]}"
+                f"forced must name one token or -1 for each of the {count} cells, "
+                f"got {forced.shape[axis]}"
             )
-        by_rank = forced.to(torch.int64).index_select(cells, self.order.to(forced.device))
-        return replace(self, forced=by_rank)
+        # A structural rank takes any cell's entry; nobody reads it.
+        whole = forced if forced.is_floating_point() else forced.to(torch.int64)
+        by_rank = whole.index_select(axis, self.cell.clamp(min=0).to(forced.device))
+        if not in_every_picture:
+            return replace(self, forced=by_rank)
+        if forced.is_floating_point() or forced.dim() > 2:
+            raise ValueError("forced must be codes [cells] or [B, cells] to be given everywhere")
+        by_picture = (by_rank != FREE).reshape(-1, self.length)
+        if bool((by_picture != by_picture[:1]).any()):
+            raise ValueError("forced must name the same cells in every picture, got others in some")
+        given = by_picture[0] & (self.cell != NO_CELL)
+        return replace(self, forced=by_rank, given=given)
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on `device`."""
-        names = ("order", "group_end", "sources", "positions", "forced")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def cells(self, by_rank: Tensor) -> Tensor:
-        """Reorders [B, N, ...] from decode order to raster order of the cells."""
-        inverse = torch.argsort(self.order).to(by_rank.device)
-        return by_rank[:, inverse]
+        """[B, N, ...] in decode order to raster order of the cells, without structural ranks."""
+        return by_rank[:, self.rank.to(by_rank.device)]
 
 
 def raster_layout(grid: tuple[int, ...]) -> Layout:
@@ -108,7 +187,7 @@ def raster_layout(grid: tuple[int, ...]) -> Layout:
     ranks = torch.arange(len(positions))
     return Layout(
         grid=tuple(grid),
-        order=ranks,
+        cell=ranks,
         group_end=ranks + 1,
         sources=(ranks - 1)[:, None],
         positions=positions,
@@ -130,23 +209,23 @@ def neighbour_layout(grid: tuple[int, ...]) -> Layout:
         ValueError: the grid has another number of axes, or an axis below 1.
     """
     by_cell = _positions(grid, least_axes=2)
-    distance, order = by_cell.sum(1).sort(stable=True)
-    positions = by_cell[order]
-    rank = torch.argsort(order)  # cell -> rank
+    distance, cell = by_cell.sum(1).sort(stable=True)
+    positions = by_cell[cell]
+    rank = torch.argsort(cell)  # cell -> rank
     strides = torch.tensor([grid[-2] * grid[-1], grid[-1], 1])
     before = [
-        torch.where(positions[:, axis] > 0, rank[(order - strides[axis]).clamp(min=0)], ABSENT)
+        torch.where(positions[:, axis] > 0, rank[(cell - strides[axis]).clamp(min=0)], ABSENT)
         for axis in (2, 1, 0)[: len(grid)]
     ]
     sources = torch.stack(before, dim=1)
     sources[0] = -1
     return Layout(
         grid=tuple(grid),
-        order=order,
+        cell=cell,
         group_end=torch.searchsorted(distance, distance, right=True),
         sources=sources,
         positions=positions,
-        forced=torch.full_like(order, FREE),
+        forced=torch.full_like(cell, FREE),
     )
 
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.loop.state import Step
+from visual_ar.cast import Cast
 from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
 from visual_ar.request import Request
+from visual_ar.tokens.kind import TokenKind
 
 UNKNOWN = -1
-"""Token, and entry of the acceptance map, of a cell that was not drawn."""
+"""Entry of the acceptance map of a cell that was not drawn."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,20 @@ class VisualAROutput(BaseOutput):
 
     Attributes:
         images: list of PIL pictures ("pil"), float array [B, H, W, 3] in [0, 1] ("np"), float
-            tensor [B, 3, H, W] in [0, 1] ("pt"), code vectors [B, C, h, w] ("latent"), or the
-            tokens ("tokens").
-        tokens: int64 [B, N] in raster order of the cells; -1 where an interrupted call drew none.
-            Of a model of bits bool [B, N, d], False there.
+            tensor [B, 3, H, W] in [0, 1] ("pt"), code vectors [B, C, *grid] ("latent"), or the
+            tokens ("tokens"). None where there are frames.
+        tokens: [B, N, *] in raster order of the cells, blank where an interrupted call drew none:
+            codes int64, -1 there; bits bool [B, N, d], False there.
         stats: how they were drawn.
+        frames: of clips, as diffusers' video pipelines give them: a list of lists of PIL pictures
+            ("pil"), float array [B, T, H, W, 3] ("np") or tensor [B, T, 3, H, W] ("pt") in [0, 1].
+            None for pictures.
     """
 
     images: Any
     tokens: Tensor
     stats: Stats
+    frames: Any = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Tally:
     Attributes:
         waited: int64 [B, N], passes that ended before the rank was known, in decode order.
         known: bool [B, N], in decode order.
+        done: bool [B], pictures that are complete.
         passes: made for the batch.
         head_evaluations: summed over the pictures.
         draft_evaluations: summed over the pictures.
@@ -115,6 +121,7 @@ class Tally:
 
     waited: Tensor
     known: Tensor
+    done: Tensor
     passes: int = 0
     head_evaluations: int = 0
     draft_evaluations: int = 0
@@ -124,7 +131,8 @@ class Tally:
     def start(cls, batch: int, layout: Layout, device: torch.device) -> Tally:
         """Nothing is known yet of `batch` pictures."""
         waited = torch.zeros(batch, layout.length, dtype=torch.int64, device=device)
-        return cls(waited, torch.zeros_like(waited, dtype=torch.bool))
+        known = torch.zeros_like(waited, dtype=torch.bool)
+        return cls(waited, known, torch.zeros_like(known[:, 0]))
 
     def after(self, step: Step) -> Tally:
         """The tally with one more pass. Reads nothing on the host."""
@@ -134,6 +142,7 @@ class Tally:
         return Tally(
             waited=self.waited + ~step.known,
             known=step.known,
+            done=step.done,
             passes=self.passes + 1,
             head_evaluations=self.head_evaluations + step.head_evaluations,
             draft_evaluations=self.draft_evaluations + step.draft_evaluations,
@@ -158,6 +167,7 @@ class Run:
         guided: whether there are unconditional rows.
         prefill_passes: 1 when the prefix has a pass of its own.
         layout: the decode order.
+        kind: of the tokens.
     """
 
     method: str
@@ -168,9 +178,10 @@ class Run:
     guided: bool
     prefill_passes: int
     layout: Layout
+    kind: TokenKind
 
     @classmethod
-    def of(cls, method: Decoding, model: TokenModel, request: Request, window: int) -> Run:
+    def of(cls, method: Decoding, cast: Cast, request: Request, window: int) -> Run:
         """What is fixed when a method draws a request with a window."""
         return cls(
             method=type(method).__name__,
@@ -179,14 +190,16 @@ class Run:
             window=window,
             seeds=request.seeds,
             guided=request.guided,
-            prefill_passes=int(model.prefix_length > 1),
+            prefill_passes=int(cast.prefix > 1),
             layout=request.layout,
+            kind=cast.model.tokens,
         )
 
     def stats(self, tally: Tally, seconds: dict[str, float]) -> Stats:
         """Statistics up to a tally. seconds: by stage. Waits for the device."""
-        accepted = tally.acceptance()
-        finished = (accepted != UNKNOWN).all(1)
+        everything = tally.acceptance()
+        accepted = everything[:, ~self.layout.fixed.cpu()]  # what passes drew
+        finished = tally.done.cpu()
         # Passes after a picture's last token belong to slower pictures of the batch.
         last = accepted.amax(1) + 1
         passes = torch.where(finished, last, tally.passes).tolist()
@@ -194,7 +207,7 @@ class Run:
         lengths = Counter(length for run in runs for length in run.tolist() if length > 0)
         committed = int((accepted != UNKNOWN).sum())
         return Stats(
-            **{key: value for key, value in vars(self).items() if key != "layout"},
+            **{key: value for key, value in vars(self).items() if key not in ("layout", "kind")},
             passes=passes,
             committed_tokens=committed,
             mean_accepted_length=committed / max(sum(passes), 1),
@@ -203,7 +216,7 @@ class Run:
             draft_evaluations=tally.draft_evaluations,
             total_variation=None if tally.spent is None else float(tally.spent) / max(committed, 1),
             step_compression=committed / len(accepted) / max(*passes, 1),
-            acceptance_map=self.layout.cells(accepted).unflatten(1, self.layout.grid),
+            acceptance_map=self.layout.cells(everything).unflatten(1, self.layout.grid),
             seconds=dict(seconds),
             interrupted=not bool(finished.all()),
         )
@@ -217,7 +230,7 @@ class Preview:
         run: what is fixed for all passes.
         result: of the pass, in decode order.
         tally: up to the pass.
-        committed: tokens known in all pictures together; on a GPU as of the pass before.
+        committed: tokens settled in all pictures together; on a GPU as of the pass before.
         seconds: by stage so far.
         draw: turns tokens and known cells into pictures of an output type.
     """
@@ -236,7 +249,7 @@ class Preview:
 
     @property
     def fraction(self) -> float:
-        """Share of the tokens that is known, in [0, 1]."""
+        """Share of the tokens that no later pass changes, in [0, 1]."""
         return self.committed / self.tally.known.numel()
 
     @property
@@ -246,11 +259,8 @@ class Preview:
 
     @property
     def tokens(self) -> Tensor:
-        """int64 [B, N] in raster order, -1 where not known; or bool [B, N, d], False there."""
-        tokens = self.run.layout.cells(self.result.tokens)
-        if tokens.dim() == 3:
-            return tokens & self.known[..., None]
-        return tokens.masked_fill(~self.known, UNKNOWN)
+        """[B, N, *] in raster order, blank where not known, see `VisualAROutput.tokens`."""
+        return self.run.kind.hidden(self.run.layout.cells(self.result.tokens), self.known)
 
     @property
     def stats(self) -> Stats:

@@ -8,41 +8,41 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
-from PIL import Image
 from torch import Tensor
 
 from visual_ar import loading
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.loop.host_copy import HostCopy
-from visual_ar.bits import check_bit_warps
-from visual_ar.companions import check_drafter
-from visual_ar.conditioning import Condition
-from visual_ar.layout import FREE, Layout
+from visual_ar.cast import Cast
+from visual_ar.companions import Companion, check_drafter
+from visual_ar.conditioning.choose import conditioner_of
+from visual_ar.conditioning.condition import Condition
+from visual_ar.conditioning.conditioner import Conditioner
+from visual_ar.layout import Layout
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
+from visual_ar.rendering import render
 from visual_ar.request import (
-    Labels,
+    Asked,
     Prompt,
     Request,
     check_callback_inputs,
     check_completion,
-    check_conditions,
+    check_names,
     check_output_type,
     check_whole,
     draw_seeds,
     make_sampling,
 )
 from visual_ar.sampling import Sampling, Warps
-from visual_ar.text_encoder import TextEncoder
+from visual_ar.size import Size
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
@@ -66,6 +66,8 @@ class VisualARPipeline(DiffusionPipeline):
         class_names: one a class, for models whose classes have names.
         height: default height of a picture in pixels.
         width: default width.
+        frames: default frames of a clip; None for pictures.
+        length: default number of tokens of an ordered code; None for others.
         guidance_scale: default of the call, like the four options below.
         guidance_schedule: see `guidance_by_rank`.
         temperature: above 0.
@@ -97,6 +99,8 @@ class VisualARPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        frames: int | None = None,
+        length: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -115,8 +119,9 @@ class VisualARPipeline(DiffusionPipeline):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            frames=frames,
+            length=length,
         )
-        self._image_processor = VaeImageProcessor()
         self._interrupt = False
         self._drafts: VisualARPipeline | None = None
         self._check_components()
@@ -179,125 +184,87 @@ class VisualARPipeline(DiffusionPipeline):
         """Whether the call in progress was asked to stop, by setting `pipe._interrupt = True`."""
         return self._interrupt
 
-    def check_inputs(
-        self,
-        prompt: Prompt = None,
-        class_labels: Labels = None,
-        num_images_per_prompt: int = 1,
-        guidance_scale: float | None = None,
-        guidance_schedule: str | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        seeds: int | Sequence[int] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        image: Image.Image | Tensor | None = None,
-        mask: Tensor | np.ndarray | None = None,
-        output_type: str = "pil",
-    ) -> Request:
-        """Checks everything a call is given, before any work. See `__call__` for the arguments.
+    @property
+    def size(self) -> Size:
+        """What is drawn by default."""
+        config = self.config
+        return Size(config.height, config.width, config.get("frames"), config.get("length"))
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """What the pictures are conditioned on, and how that is asked for."""
+        device = self._execution_device
+        return conditioner_of(self.model, self.text_encoder, self.config.class_names, device)
+
+    def cast(self, layout: Layout) -> Cast:
+        """Who takes part when this pipeline draws in a decode order."""
+        return Cast(
+            self.model,
+            layout,
+            self.image_tokenizer,
+            self.draft_head,
+            self.draft_model,
+            self.conditioner.prefix_length,
+        )
+
+    def check_inputs(self, prompt: Prompt = None, **asked: Unpack[Asked]) -> Request:
+        """Checks everything a call is given, before any work.
+
+        Args:
+            prompt: text, one or several, for text-conditional models.
+            **asked: see `Asked`.
 
         Returns:
             the pictures to draw, as plain data. Seeds that were not given have been drawn.
 
         Raises:
             ValueError: an argument breaks a rule; the message names it, the rule and the value.
+            TypeError: there is no such argument.
         """
+        check_names(asked)
+        output_type = asked.get("output_type", "pil")
         check_output_type(output_type)
-        conditions = check_conditions(
-            prompt, class_labels, num_images_per_prompt, self._classes, self.config.class_names
+        conditions = self.conditioner.check(
+            prompt, asked.get("class_labels"), asked.get("num_images_per_prompt", 1)
         )
-        if self._classes is None and self.text_encoder is None:
-            raise ValueError("text_encoder must be given for a text-conditional model, got None")
-        if isinstance(self.text_encoder, TextEncoder):
-            self.text_encoder.tokenize(conditions)  # refuses prompts with too many words
-        layout = self._layout(
-            self.config.height if height is None else height,
-            self.config.width if width is None else width,
-        )
-        self._introduce_drafters()
-        self.scheduler.check(self.model, layout, self.image_tokenizer)
+        given: dict[str, Any] = {name: asked.get(name) for name in Size._fields}
+        size = self.size._replace(**{k: side for k, side in given.items() if side is not None})
+        layout = self._layout(size)
+        self.scheduler.check(self.cast(layout))
         completion = check_completion(
-            image, mask, layout.grid, self.image_tokenizer.downsample, len(conditions)
+            asked.get("image"), asked.get("mask"), layout.grid, size, len(conditions)
         )
-        given = (guidance_scale, guidance_schedule, temperature, top_k, top_p)
         options: dict[str, Any] = {
-            name: self.config[name] if value is None else value
-            for name, value in zip(OPTIONS, given, strict=True)
+            name: self.config[name] if asked.get(name) is None else asked.get(name)
+            for name in OPTIONS
         }
         # Checked before seeds are drawn, which would change the generator.
         self._check_sampling(make_sampling([0], layout.length, **options))
-        drawn = draw_seeds(seeds, generator, len(conditions))
+        drawn = draw_seeds(asked.get("seeds"), asked.get("generator"), len(conditions))
         sampling = make_sampling(drawn, layout.length, **options)
-        return Request(conditions, sampling, layout, completion, output_type)
+        return Request(conditions, sampling, layout, size, completion, output_type)
 
-    def stream(
-        self,
-        prompt: Prompt = None,
-        class_labels: Labels = None,
-        num_images_per_prompt: int = 1,
-        guidance_scale: float | None = None,
-        guidance_schedule: str | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        seeds: int | Sequence[int] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        image: Image.Image | Tensor | None = None,
-        mask: Tensor | np.ndarray | None = None,
-        output_type: str = "pil",
-    ) -> Iterator[Preview]:
+    def stream(self, prompt: Prompt = None, **asked: Unpack[Asked]) -> Iterator[Preview]:
         """Decodes pictures, yielding a preview after every pass; the last one is complete.
 
         A preview draws its pictures only when asked, so that whoever shows them decides how often.
-        See `__call__` for the arguments.
+
+        Args:
+            prompt: text, one or several, for text-conditional models.
+            **asked: see `Asked`.
 
         Raises:
             ValueError: an argument breaks a rule; at once, not when the first preview is asked for.
         """
-        request = self.check_inputs(
-            prompt,
-            class_labels,
-            num_images_per_prompt,
-            guidance_scale,
-            guidance_schedule,
-            temperature,
-            top_k,
-            top_p,
-            generator,
-            seeds,
-            height,
-            width,
-            image,
-            mask,
-            output_type,
-        )
-        return self._previews(request)
+        return self._previews(self.check_inputs(prompt, **asked))
 
     def __call__(
         self,
         prompt: Prompt = None,
-        class_labels: Labels = None,
-        num_images_per_prompt: int = 1,
-        guidance_scale: float | None = None,
-        guidance_schedule: str | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        seeds: int | Sequence[int] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        image: Image.Image | Tensor | None = None,
-        mask: Tensor | np.ndarray | None = None,
-        output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+        **asked: Unpack[Asked],
     ) -> VisualAROutput | tuple[Any, ...]:
         """Draws B pictures, `num_images_per_prompt` of every prompt or class, in that order.
 
@@ -307,59 +274,33 @@ class VisualARPipeline(DiffusionPipeline):
 
         Args:
             prompt: text, one or several, for text-conditional models.
-            class_labels: names or numbers of classes, for class-conditional models.
-            num_images_per_prompt: at least 1.
-            guidance_scale: at least 0; 1 is unguided and costs half.
-            guidance_schedule: see `guidance_by_rank`.
-            temperature: above 0.
-            top_k: at least 0, 0 is off.
-            top_p: in (0, 1], 1 is off.
-            generator: from which seeds are drawn, one for all pictures or one for each.
-            seeds: S for S, S + 1, ..., or one for each picture, in [0, 2^63). Without seeds and
-                generator they are drawn from torch's own generator; `stats` records them.
-            height: in pixels, a height the model was trained for.
-            width: in pixels, likewise.
-            image: picture to complete, PIL or float [3, H, W] or [B, 3, H, W] in [0, 1].
-            mask: bool [h, w] or [B, h, w], cells of `image` to keep; the others are drawn.
-            output_type: "pil", "np", "pt", "latent" or "tokens", see `VisualAROutput.images`.
             return_dict: return a `VisualAROutput` rather than a tuple of its entries.
-            callback_on_step_end: called after every pass as f(pipe, pass index, tokens known in
+            callback_on_step_end: called after every pass as f(pipe, pass index, tokens settled in
                 all pictures together, tensors). What it returns is not read: accepted tokens are
                 final. It may set `pipe._interrupt = True`.
-            callback_on_step_end_tensor_inputs: which of "tokens" (int64 [B, N] in raster order, -1
-                where not known, or bool [B, N, d]) and "known" (bool [B, N]) the callback gets.
+            callback_on_step_end_tensor_inputs: which of "tokens" ([B, N, *] in raster order, blank
+                where not known) and "known" (bool [B, N]) the callback gets.
+            **asked: class_labels, seeds, height, ... as `Asked` lists them.
 
         Raises:
             ValueError: an argument breaks a rule; names it, the rule and the value.
+            TypeError: there is no such argument.
         """
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        request = self.check_inputs(
-            prompt,
-            class_labels,
-            num_images_per_prompt,
-            guidance_scale,
-            guidance_schedule,
-            temperature,
-            top_k,
-            top_p,
-            generator,
-            seeds,
-            height,
-            width,
-            image,
-            mask,
-            output_type,
-        )
-        with self.progress_bar(total=len(request.conditions) * request.layout.length) as bar:
+        request = self.check_inputs(prompt, **asked)
+        total = len(request.conditions) * request.layout.length
+        with self.progress_bar(total=total) as bar:
             for preview in self._previews(request):
                 bar.update(preview.committed - bar.n)
                 if callback_on_step_end is not None:
                     names = callback_on_step_end_tensor_inputs
                     tensors = {name: getattr(preview, name) for name in names}
                     callback_on_step_end(self, preview.step, preview.committed, tensors)
-        images = preview.images()
+        drawn = preview.images()
         self.maybe_free_model_hooks()
-        output = VisualAROutput(images=images, tokens=preview.tokens, stats=preview.stats)
+        clip = request.size.frames is not None and request.output_type in ("pil", "np", "pt")
+        shown = {"images": None, "frames": drawn} if clip else {"images": drawn}
+        output = VisualAROutput(**shown, tokens=preview.tokens, stats=preview.stats)
         return output if return_dict else output.to_tuple()
 
     def draft_with(self, drafter: VisualARPipeline | None) -> None:
@@ -375,9 +316,18 @@ class VisualARPipeline(DiffusionPipeline):
                 drafter cannot order the grid or tell the laws of its drafts.
         """
         if drafter is not None:
-            check_drafter(self, drafter)
+            check_drafter(self._companion, drafter._companion)
+            drafter._layout(self.size)
         self._drafts = drafter
-        self._introduce_drafters()
+
+    @property
+    def draft_model(self) -> TokenModel | None:
+        """The model that drafts for this pipeline's own, see `draft_with`."""
+        return None if self._drafts is None else self._drafts.model
+
+    @property
+    def _companion(self) -> Companion:
+        return Companion(self.model, self.image_tokenizer, self.conditioner)
 
     def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
         """The prefix of every picture, and of its unconditional twin when guided.
@@ -394,41 +344,38 @@ class VisualARPipeline(DiffusionPipeline):
 
     def _prefix(self, request: Request, guided: bool) -> Condition:
         """The prefixes of this pipeline's own model."""
-        if self._classes is not None:
-            self._onload("model")
-            labels = torch.tensor(request.conditions, device=self._execution_device)
-            return self.model.condition(labels, guided=guided)
-        texts = list(dict.fromkeys(request.conditions))
-        self._onload("text_encoder")
-        features, mask = self.text_encoder.encode(texts)
-        rows = torch.tensor([texts.index(text) for text in request.conditions])
-        rows = rows.to(features.device)
+        conditioner = self.conditioner
+        for name in conditioner.components:
+            self._onload(name)
+        values, mask = conditioner.features(request.conditions)
         self._onload("model")
-        return self.model.condition(features[rows], mask[rows], guided=guided)
+        return self.model.condition(values, mask, guided=guided)
 
-    @torch.no_grad()
-    def render(self, tokens: Tensor, known: Tensor, grid: tuple[int, ...], output_type: str) -> Any:
+    def render(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        grid: tuple[int, ...],
+        output_type: str,
+        seeds: Tensor | None = None,
+    ) -> Any:
         """Turns tokens into pictures; cells that are not known have the mean code.
 
         Args:
-            tokens: int64 [B, N] or bool [B, N, d] in raster order; not read where not known.
+            tokens: [B, N, *] in raster order; not read where not known.
             known: bool [B, N] in raster order.
-            grid: (h, w) in cells.
-            output_type: see `VisualAROutput.images`.
+            grid: in cells.
+            output_type: see `VisualAROutput`.
+            seeds: int64 [B], of the pictures, for decoders that draw.
 
         Raises:
             ValueError: unknown output type.
         """
         check_output_type(output_type)
-        if output_type == "tokens":
-            return tokens
-        codes = tokens if self.model.bits else tokens.clamp(min=0)
         if output_type == "latent":
             self._onload("image_tokenizer")
-            latents = self.image_tokenizer.lookup(codes, grid)
-            return latents.masked_fill(~known.unflatten(1, grid)[:, None], 0)
-        pixels = self.image_tokenizer.decode(codes, grid, known)
-        return self._image_processor.postprocess(pixels.float(), output_type=output_type)
+        codes = self.model.tokens.readable(tokens)
+        return render(self.image_tokenizer, codes, known, grid, output_type, seeds)
 
     def _previews(self, request: Request) -> Iterator[Preview]:
         """The one generator behind `stream` and `__call__`."""
@@ -445,14 +392,11 @@ class VisualARPipeline(DiffusionPipeline):
         with watch.stage("condition"):
             layout = self._forced(request)
             condition = self.encode_condition(request)
+        cast = self.cast(layout)
         with watch.stage("window"):
-            window = self.scheduler.choose_window(
-                self.model, layout, condition, request.sampling, self.image_tokenizer
-            )
-        run = Run.of(self.scheduler, self.model, request, window)
-        steps = self.scheduler.decode(
-            self.model, layout, condition, request.sampling, window, self.image_tokenizer
-        )
+            window = self.scheduler.choose_window(cast, condition, request.sampling)
+        run = Run.of(self.scheduler, cast, request, window)
+        steps = self.scheduler.decode(cast, condition, request.sampling, window)
         tally = Tally.start(len(request.conditions), layout, device)
         committed = HostCopy(device, 0)
         draw = partial(self._draw, request, watch)
@@ -463,7 +407,7 @@ class VisualARPipeline(DiffusionPipeline):
             if step is None:
                 break
             tally = tally.after(step)
-            committed.push(step.known.sum())
+            committed.push(step.settled.sum())
             yield Preview(run, step, tally, committed.read(), watch.seconds, draw)
             if self._interrupt:
                 break
@@ -481,7 +425,8 @@ class VisualARPipeline(DiffusionPipeline):
         """Draws tokens, as of `render`, and known bool [B, N], both in raster order."""
         kind = request.output_type if output_type is None else output_type
         with watch.stage("detokenise"):
-            return self.render(tokens, known, request.layout.grid, kind)
+            shown = tokens if kind != "tokens" else self.model.tokens.hidden(tokens, known)
+            return self.render(shown, known, request.layout.grid, kind, request.sampling.seed)
 
     def _forced(self, request: Request) -> Layout:
         """The layout with the tokens of the cells that are kept."""
@@ -491,25 +436,20 @@ class VisualARPipeline(DiffusionPipeline):
         tokenizer = self.image_tokenizer
         self._onload("image_tokenizer")
         codes = tokenizer.encode(completion.pixels.to(tokenizer.device, tokenizer.dtype))
-        keep = completion.keep.to(codes.device)
-        forced = torch.where(keep[..., None] if self.model.bits else keep, codes.long(), FREE)
+        kept = completion.keep.to(codes.device)
+        forced = self.model.tokens.forced_to(codes, kept)
         pictures = len(request.conditions)
         return request.layout.with_forced(forced.expand(pictures, *forced.shape[1:]))
 
-    @property
-    def _classes(self) -> int | None:
-        """Number of classes; None when the model is text-conditional."""
-        return self.model.config.get("num_classes")
-
-    def _layout(self, height: int, width: int) -> Layout:
-        for name, side in (("height", height), ("width", width)):
+    def _layout(self, size: Size) -> Layout:
+        for name, side in size.named.items():
             check_whole(name, side, least=1)
         try:
-            return self.model.layout(self.image_tokenizer.grid(height, width))
+            return self.model.layout(self.image_tokenizer.grid(size))
         except ValueError as error:
             raise ValueError(
-                f"height and width must be a size this model was trained for, "
-                f"got {height}x{width}: {error}"
+                f"{' and '.join(size.named)} must be a size this model was trained for, "
+                f"got {size}: {error}"
             ) from None
 
     def _onload(self, name: str) -> None:
@@ -519,37 +459,26 @@ class VisualARPipeline(DiffusionPipeline):
         if hook is not None:
             hook.pre_forward(component)
 
-    def _introduce_drafters(self) -> None:
-        """Tells the model who drafts for it here; another pipeline may have told it otherwise."""
-        if self.model.draft_head is not self.draft_head:
-            self.model.use_draft_head(self.draft_head)
-        drafts = None if self._drafts is None else self._drafts.model
-        if self.model.draft_model is not drafts:
-            self.model.use_draft_model(drafts)
-
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer
-        if model.bits != tokenizer.bits:
+        if not model.tokens.fits(tokenizer.tokens):
             raise ValueError(
-                f"model and image_tokenizer must have tokens of as many bits (0 for codes), got "
-                f"{model.bits} and {tokenizer.bits}"
+                f"model and image_tokenizer must have the same tokens, got {model.tokens.name} and "
+                f"{tokenizer.tokens.name}"
             )
-        if model.vocab_size != tokenizer.codebook_size:
+        classes = model.config.get("num_classes")
+        if config.class_names is not None and len(config.class_names) != classes:
             raise ValueError(
-                f"model and image_tokenizer must have one code book, got {model.vocab_size} and "
-                f"{tokenizer.codebook_size} codes"
-            )
-        if config.class_names is not None and len(config.class_names) != self._classes:
-            raise ValueError(
-                f"class_names must have one name for each of {self._classes} classes, "
+                f"class_names must have one name for each of {classes} classes, "
                 f"got {len(config.class_names)}"
             )
-        self._introduce_drafters()
-        layout = self._layout(config.height, config.width)
+        if self.draft_head is not None:
+            self.draft_head.check(model)
+        layout = self._layout(self.size)
+        self.cast(layout)
         options = {key: config[key] for key in OPTIONS}
         self._check_sampling(make_sampling([0], layout.length, **options))
 
     def _check_sampling(self, sampling: Sampling) -> None:
         """Raises ValueError for options that the laws of the model cannot have."""
-        if self.model.bits:
-            check_bit_warps(Warps.of(sampling))
+        self.model.tokens.check_warps(Warps.of(sampling))

@@ -6,9 +6,10 @@ Knows what may be asked and how to say what is wrong with it; knows nothing abou
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from visual_ar.guidance import guidance_by_rank
 from visual_ar.layout import Layout
 from visual_ar.sampling import Sampling
+from visual_ar.size import Size
 
 Prompt = str | Sequence[str] | None
 Labels = int | str | Sequence[int | str] | None
@@ -27,12 +29,63 @@ _NAMES = 20  # so many names fit into an error message
 _SEEDS = 2**53  # drawn seeds stay below it, so that every JSON reader keeps them exact
 
 
+class Asked(TypedDict, total=False):
+    """What a pipeline's call may be given beside the prompt, the one list of it.
+
+    Attributes:
+        class_labels: names or numbers of classes, for class-conditional models.
+        num_images_per_prompt: at least 1.
+        guidance_scale: at least 0; 1 is unguided and costs half.
+        guidance_schedule: see `guidance_by_rank`.
+        temperature: above 0.
+        top_k: at least 0, 0 is off.
+        top_p: in (0, 1], 1 is off.
+        generator: from which seeds are drawn, one for all pictures or one for each.
+        seeds: S for S, S + 1, ..., or one for each picture, in [0, 2^63). Without seeds and
+            generator they are drawn from torch's own generator; `stats` records them.
+        height: in pixels, a height the model was trained for.
+        width: in pixels, likewise.
+        frames: of a clip, likewise.
+        length: tokens to draw, for codes in an order from coarse to fine.
+        image: to complete: PIL, or float [3, H, W] or [B, 3, H, W] in [0, 1]; of clips [3, T, H, W]
+            or [B, 3, T, H, W].
+        mask: bool of the grid's shape, or of each picture's, cells of `image` to keep.
+        output_type: "pil", "np", "pt", "latent" or "tokens", see `VisualAROutput`.
+    """
+
+    class_labels: Labels
+    num_images_per_prompt: int
+    guidance_scale: float | None
+    guidance_schedule: str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    seeds: int | Sequence[int] | None
+    height: int | None
+    width: int | None
+    frames: int | None
+    length: int | None
+    image: Image.Image | Tensor | None
+    mask: Tensor | np.ndarray | None
+    output_type: str
+
+
+def check_names(asked: Mapping[str, Any]) -> None:
+    """Raises TypeError for an argument that a pipeline's call does not have."""
+    for name in asked:
+        if name not in Asked.__annotations__:
+            close = difflib.get_close_matches(name, Asked.__annotations__, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"a pipeline's call takes no argument {name!r}{hint}")
+
+
 @dataclass(frozen=True)
 class Completion:
     """Part of a picture that is kept.
 
     Attributes:
-        pixels: float [1 or B, 3, H, W] in [-1, 1].
+        pixels: float [1 or B, 3, H, W], of clips [1 or B, 3, T, H, W], in [-1, 1].
         keep: bool [1 or B, N] in raster order of the cells, True where the cell is kept.
     """
 
@@ -48,6 +101,7 @@ class Request:
         conditions: B prompts, or B class numbers.
         sampling: options of every picture.
         layout: the decode order, nothing forced.
+        size: of the pictures.
         completion: what is kept of given pictures, if any.
         output_type: one of `OUTPUT_TYPES`.
     """
@@ -55,6 +109,7 @@ class Request:
     conditions: list[str] | list[int]
     sampling: Sampling
     layout: Layout
+    size: Size
     completion: Completion | None
     output_type: str
 
@@ -125,42 +180,6 @@ def make_sampling(
     return Sampling.create(seeds, scales, temperature, top_k, top_p)
 
 
-def check_conditions(
-    prompt: Prompt,
-    class_labels: Labels,
-    repeats: int,
-    classes: int | None,
-    names: Sequence[str] | None,
-) -> list[str] | list[int]:
-    """What the pictures show: B prompts or B class numbers, each given one `repeats` times.
-
-    Args:
-        prompt: for text-conditional models.
-        class_labels: for class-conditional models.
-        repeats: pictures of every prompt or class, at least 1.
-        classes: number of classes; None for text-conditional models.
-        names: one a class, if they have names.
-
-    Raises:
-        ValueError: the model takes the other kind, or an entry is empty or unknown.
-    """
-    check_whole("num_images_per_prompt", repeats, least=1)
-    if classes is not None:
-        if prompt is not None:
-            raise ValueError(
-                f"prompt must be left out for this class-conditional model, which takes "
-                f"class_labels ({_describe(classes, names)}), got {prompt!r}"
-            )
-        labels = check_labels(class_labels, classes, names)
-        return [label for label in labels for _ in range(repeats)]
-    if class_labels is not None:
-        raise ValueError(
-            f"class_labels must be left out for this text-conditional model, which takes a "
-            f"prompt, got {class_labels!r}"
-        )
-    return [text for text in check_prompts(prompt) for _ in range(repeats)]
-
-
 def check_prompts(prompt: Prompt) -> list[str]:
     """The prompts of a text-conditional model.
 
@@ -202,7 +221,7 @@ def check_labels(class_labels: Labels, count: int, names: Sequence[str] | None) 
     if not labels:
         raise ValueError(
             f"class_labels must be given for this class-conditional model "
-            f"({_describe(count, names)}), got {class_labels!r}"
+            f"({describe_labels(count, names)}), got {class_labels!r}"
         )
     return [_label(label, count, list(names or [])) for label in labels]
 
@@ -223,11 +242,14 @@ def _label(label: int | str, count: int, names: list[str]) -> int:
     if not 0 <= number < count:
         close = difflib.get_close_matches(str(label), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"class_labels must be {_describe(count, names)}, got {label!r}{hint}")
+        raise ValueError(
+            f"class_labels must be {describe_labels(count, names)}, got {label!r}{hint}"
+        )
     return number
 
 
-def _describe(count: int, names: Sequence[str] | None) -> str:
+def describe_labels(count: int, names: Sequence[str] | None) -> str:
+    """The classes that may be asked for, in words."""
     numbers = f"in 0..{count - 1}"
     if not names:
         return numbers
@@ -286,16 +308,16 @@ def check_completion(
     image: Image.Image | Tensor | None,
     mask: Tensor | np.ndarray | None,
     grid: tuple[int, ...],
-    downsample: int,
+    size: Size,
     pictures: int,
 ) -> Completion | None:
-    """The cells that are kept of a picture.
+    """The cells that are kept of a picture or a clip.
 
     Args:
-        image: a PIL picture, or float [3, H, W] or [B, 3, H, W] in [0, 1].
-        mask: bool [h, w] or [B, h, w], True keeps a cell.
-        grid: (h, w) in cells.
-        downsample: pixels along each side of a cell.
+        image: a PIL picture, or float [3, *size] or [B, 3, *size] in [0, 1].
+        mask: bool [*grid] or [B, *grid], True keeps a cell.
+        grid: (h, w) or (t, h, w) in cells.
+        size: of the pictures.
         pictures: how many B.
 
     Raises:
@@ -312,12 +334,11 @@ def check_completion(
             f"mask must be bool of shape {list(grid)} or {[pictures, *grid]}, one entry a cell, "
             f"got {keep.dtype} {list(keep.shape)}"
         )
-    size = (grid[0] * downsample, grid[1] * downsample)
-    return Completion(_pixels(image, size, pictures), keep.reshape(-1, grid[0] * grid[1]))
+    return Completion(_pixels(image, size, pictures), keep.reshape(-1, math.prod(grid)))
 
 
-def _pixels(image: Image.Image | Tensor, size: tuple[int, int], pictures: int) -> Tensor:
-    """Pixels in [-1, 1], float [1 or B, 3, H, W]."""
+def _pixels(image: Image.Image | Tensor, size: Size, pictures: int) -> Tensor:
+    """Pixels in [-1, 1], float [1 or B, 3, *size]."""
     if isinstance(image, Image.Image):
         if image.has_transparency_data:
             raise ValueError(f"image must be without transparency, got mode {image.mode}")
@@ -326,12 +347,15 @@ def _pixels(image: Image.Image | Tensor, size: tuple[int, int], pictures: int) -
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"image must be a PIL picture or a float tensor, got {kind}")
-    if tuple(image.shape) not in ((3, *size), (pictures, 3, *size)):
+    if tuple(image.shape) not in ((3, *size.pixels), (pictures, 3, *size.pixels)):
+        sides = f"{size.height} pixels high and {size.width} wide"
+        if size.frames is not None:
+            sides = f"{size.frames} frames, {sides}"
         raise ValueError(
-            f"image must be {size[0]} pixels high and {size[1]} wide with 3 channels, for one or "
+            f"image must be {sides} with 3 channels, for one or "
             f"for each of {pictures} pictures, got shape {list(image.shape)}"
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"image must have values in [0, 1], got [{low:g}, {high:g}]")
-    return image.reshape(-1, 3, *size) * 2 - 1
+    return image.reshape(-1, 3, *size.pixels) * 2 - 1

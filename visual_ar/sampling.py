@@ -1,13 +1,12 @@
-"""Guidance, temperature, top-k and top-p in one place, laws over a code book, and random numbers.
+"""Guidance, temperature, top-k and top-p in one place, and random numbers.
 
 Random numbers are counter-based (Philox4x32-10, Salmon et al. 2011): a function of the picture's
 seed, the rank, a stream and an attempt, so that a picture does not depend on its slot or on its
-neighbours. Knows nothing about models or decoding methods.
+neighbours. Knows nothing about models, kinds of tokens or decoding methods.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ UNIFORM_STREAM, GUMBEL_STREAM, BIT_STREAM = 0, 1, 2
 FROZEN_STREAM = 2  # of the bits; see `bit_uniforms`
 NORMAL_STREAM = _MASK32  # the last one: the streams of bits count up from theirs
 LARGEST_UNIFORM = 1 - 2.0**-24
+_MOST_NUMBERS = 2**20  # of a rank; a counter has room for more, no memory has
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6  # between them fp32 logits stay finite
 
 
@@ -121,14 +121,21 @@ class Warps(NamedTuple):
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance u + s (c - u) on raw logits.
+    """Classifier-free guidance u + s (c - u) on raw logits or log-odds.
+
+    What is certain stays so: where either is infinite, that infinity is the result, the
+    conditional's first, and the unconditional's only where s is not 1, which is no guidance.
 
     Args:
         conditional: [B, Q, V].
         unconditional: [B, Q, V].
         scale: [B, Q].
     """
-    return torch.lerp(unconditional, conditional, scale[..., None])
+    scale = scale[..., None]
+    guided = torch.lerp(unconditional, conditional, scale)
+    sure, other = conditional.isinf(), unconditional.isinf()
+    certain = torch.where(sure | (scale == 1), conditional, unconditional)
+    return torch.where(sure | other, certain, guided)
 
 
 def warp(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, warps: Warps) -> Tensor:
@@ -181,87 +188,6 @@ def _kth_largest(logits: Tensor, k: int) -> Tensor:
     return logits.kthvalue(least + 1, dim=-1, keepdim=True).values
 
 
-class CategoricalLaw:
-    """Laws over a code book, [B, Q] of them, guided and warped exactly once.
-
-    Built from logits (the probabilities are computed when first asked for) or from probabilities.
-    """
-
-    def __init__(self, logits: Tensor | None = None, probabilities: Tensor | None = None) -> None:
-        """Give one of the two. logits: [B, Q, V] fp32, -inf allowed; probabilities: [B, Q, V]."""
-        if (logits is None) == (probabilities is None):
-            raise ValueError("a law is built from either logits or probabilities, give one of them")
-        self._logits = logits
-        if probabilities is not None:
-            self.__dict__["probabilities"] = probabilities
-
-    @cached_property
-    def probabilities(self) -> Tensor:
-        """[B, Q, V] fp32, each law sums to 1."""
-        assert self._logits is not None
-        return self._logits.softmax(-1)
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """[B, Q, V] log-probabilities up to a constant per law; -inf where impossible."""
-        return self._logits if self._logits is not None else self.probabilities.log()
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes V."""
-        return self._any.shape[-1]
-
-    @property
-    def _any(self) -> Tensor:
-        return self._logits if self._logits is not None else self.probabilities
-
-    def sample(self, u: Tensor) -> Tensor:
-        """One draw a law by the inverse CDF. u: [B, Q] in (0, 1); returns int64 [B, Q]."""
-        return _invert(self.probabilities, u)
-
-    def sample_gumbel(self, noise: Tensor) -> Tensor:
-        """One draw a law by the Gumbel maximum. noise: [B, Q, V]; returns int64 [B, Q]."""
-        return (self.logits + noise).argmax(-1)
-
-    def prob(self, tokens: Tensor) -> Tensor:
-        """Probabilities of tokens. tokens: int64 [B, Q]; returns [B, Q]."""
-        return self.probabilities.gather(-1, tokens[..., None])[..., 0]
-
-    def log_prob(self, tokens: Tensor) -> Tensor:
-        """Log-probabilities of tokens. tokens: int64 [B, Q]; returns [B, Q]."""
-        return self.prob(tokens).log()
-
-    def residual(self, q: CategoricalLaw, u: Tensor) -> Tensor:
-        """A draw from norm((p - q)+), where p is this law; from p where rounding leaves no mass.
-
-        Args:
-            q: [B, Q] draft laws.
-            u: [B, Q] in (0, 1).
-
-        Returns:
-            int64 [B, Q].
-        """
-        rest = (self.probabilities - q.probabilities).clamp_(min=0)
-        empty = rest.amax(-1, keepdim=True) <= 0
-        return _invert(torch.where(empty, self.probabilities, rest), u)
-
-    def rows(self, index: Tensor) -> CategoricalLaw:
-        """The laws at some positions of every picture. index: int64 [B, K]; returns [B, K] laws."""
-        return CategoricalLaw(probabilities=take_rows(self.probabilities, index))
-
-    def first(self, count: int) -> CategoricalLaw:
-        """The laws of the first `count` positions."""
-        return CategoricalLaw(probabilities=self.probabilities[:, :count])
-
-    def last(self) -> CategoricalLaw:
-        """The laws of the last position."""
-        return CategoricalLaw(probabilities=self.probabilities[:, -1:])
-
-    def entropy(self) -> Tensor:
-        """Entropy of every law in bits. Returns [B, Q]."""
-        return torch.special.entr(self.probabilities).sum(-1) / torch.log(torch.tensor(2.0))
-
-
 def take_rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a table per picture: a copy of whole rows, five times faster than indexing on a CPU.
 
@@ -276,20 +202,6 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     first = torch.arange(0, batch * rows, rows, device=index.device)[:, None]
     flat = table.flatten(0, 1).index_select(0, (index + first).flatten())
     return flat.unflatten(0, index.shape)
-
-
-def point_mass(tokens: Tensor, vocabulary: int) -> Tensor:
-    """The laws that always give `tokens`. tokens: int64 [...]; returns fp32 [..., V]."""
-    shape = (*tokens.shape, vocabulary)
-    return torch.zeros(shape, device=tokens.device).scatter_(-1, tokens[..., None], 1.0)
-
-
-def _invert(weights: Tensor, u: Tensor) -> Tensor:
-    """First index whose cumulative weight exceeds u times the total, so never one of weight 0."""
-    cumulative = weights.cumsum(-1)
-    target = u[..., None] * cumulative[..., -1:]
-    index = torch.searchsorted(cumulative, target, right=True)[..., 0]
-    return index.clamp_(max=weights.shape[-1] - 1)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> Tensor:
@@ -344,17 +256,17 @@ def bit_uniforms(
         seed: int64, broadcastable against the others.
         ranks: int64, at least 0.
         attempt: int64, the picture's own count of passes.
-        count: how many, at most 1024.
+        count: how many, at most 2^20.
         stream: which of many independent uses, at least 0.
 
     Returns:
         fp32 [..., count] in (0, 1).
 
     Raises:
-        ValueError: `count` is not in 1..1024.
+        ValueError: `count` is not in 1..2^20.
     """
-    if not 1 <= count <= 1024:
-        raise ValueError(f"count must be in 1..1024, got {count}")
+    if not 1 <= count <= _MOST_NUMBERS:
+        raise ValueError(f"count must be in 1..{_MOST_NUMBERS}, got {count}")
     blocks = torch.arange((count + 3) // 4, device=seed.device)
     use = torch.full((), BIT_STREAM + stream, dtype=torch.int64, device=seed.device)
     words = philox((ranks[..., None], attempt[..., None], use, blocks), seed[..., None])
@@ -367,7 +279,7 @@ def logistic_noise(seed: Tensor, ranks: Tensor, bits: int) -> Tensor:
     Args:
         seed: int64 [B].
         ranks: int64 [M].
-        bits: d, at most 1024.
+        bits: d.
 
     Returns:
         fp32 [B, M, d].

@@ -17,12 +17,16 @@ from torch import Tensor
 
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.cache import KVCache
-from visual_ar.conditioning import Condition
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layout import ABSENT, Layout, neighbour_layout, raster_layout
 from visual_ar.models.draft_head import DraftHead
-from visual_ar.models.token_model import DenoisingModel, TokenModel
+from visual_ar.models.token_model import DenoisingModel
 from visual_ar.sampling import Sampling, Warps, guide, warp
 from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
+from visual_ar.tokens.bits import Bits
+from visual_ar.tokens.codes import Codes
+from visual_ar.tokens.kind import TokenKind
 
 
 class ToyTokenModel(DenoisingModel):
@@ -40,7 +44,7 @@ class ToyTokenModel(DenoisingModel):
         order: "raster", or "neighbour" for groups of several tokens with several sources.
     """
 
-    capabilities = frozenset({"categorical", "trees", "denoising", "some sources"})
+    capabilities = frozenset({"trees", "denoising", "some sources"})
     ends: Tensor  # int64 [P + N], first slot that each slot does not see
     sources: Tensor  # int64 [N, A], see `Layout.sources`
 
@@ -80,6 +84,11 @@ class ToyTokenModel(DenoisingModel):
             self.turns = table(len(config.grid), config.hidden_size, config.hidden_size)
 
     @property
+    def tokens(self) -> TokenKind:
+        """Codes."""
+        return Codes(self.vocab_size)
+
+    @property
     def vocab_size(self) -> int:
         """Number of codes V."""
         return self.config.vocab_size
@@ -107,10 +116,9 @@ class ToyTokenModel(DenoisingModel):
         prefix = self.classes[torch.tensor(rows)].detach()
         return Condition(prefix, prefix.new_ones(prefix.shape[:2], dtype=torch.bool))
 
-    def new_cache(self, rows: int, slots: int) -> KVCache:
+    def new_cache(self, rows: int, slots: int, prefix: int) -> KVCache:
         """One layer with one head."""
-        width = self.hidden_size
-        return KVCache(1, rows, 1, slots, width, self.prefix_length, self.dtype, self.device)
+        return KVCache(1, rows, 1, slots, self.hidden_size, prefix, self.dtype, self.device)
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """What a token contributes at its rank. tokens, ranks: int64 [R, Q]; [R, Q, D]."""
@@ -189,6 +197,26 @@ class ToyTokenModel(DenoisingModel):
         ways = torch.arange(columns.shape[1], device=tokens.device)
         return self.predict(hidden[:, columns, ways], ranks[:, prefix:])
 
+    def spelled(self, sequences: Tensor) -> Tensor:
+        """Tokens of sequences of numbers below V. int64 [B, N]; returns [B, N, *]."""
+        return sequences
+
+    def chances(self, warped: Tensor, sequences: Tensor, forced: Tensor | None) -> Tensor:
+        """Probability of every token of sequences, given those before it.
+
+        Args:
+            warped: [B, N, *], guided and warped head output.
+            sequences: int64 [B, N].
+            forced: see `enumerate_law`.
+
+        Returns:
+            fp64 [B, N].
+        """
+        chosen = warped.double().softmax(-1).gather(-1, sequences[..., None])[..., 0]
+        if forced is None:
+            return chosen
+        return torch.where(forced >= 0, (sequences == forced).double(), chosen)
+
     def _position(self, ranks: Tensor) -> Tensor:
         return ranks.clamp(0, len(self.contributions) - 1)
 
@@ -206,7 +234,7 @@ class ToyBitModel(ToyTokenModel):
         order: "raster" or "neighbour".
     """
 
-    capabilities = frozenset({"bits"})
+    capabilities = frozenset()
 
     @register_to_config
     def __init__(
@@ -223,18 +251,30 @@ class ToyBitModel(ToyTokenModel):
         self._build(bits)
 
     @property
-    def bits(self) -> int:
-        """Bits of a token d."""
-        return self.config.bits
+    def tokens(self) -> TokenKind:
+        """Vectors of bits."""
+        return Bits(self.config.bits)
 
     @property
     def vocab_size(self) -> int:
         """Number of different tokens, 2^d."""
-        return 2**self.bits
+        return 2**self.config.bits
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """What a token contributes at its rank. bool [R, Q, d], int64 [R, Q]; [R, Q, D]."""
         return super().embed(bits_to_codes(tokens, "msb"), ranks)
+
+    def spelled(self, sequences: Tensor) -> Tensor:
+        """See `ToyTokenModel.spelled`: bits, the first most significant."""
+        return codes_to_bits(sequences, self.config.bits, "msb")
+
+    def chances(self, warped: Tensor, sequences: Tensor, forced: Tensor | None) -> Tensor:
+        """See `ToyTokenModel.chances`. Every bit may be forced by itself."""
+        tokens = self.spelled(sequences)
+        chosen = torch.sigmoid(torch.where(tokens, warped, -warped).double())
+        if forced is not None:
+            chosen = torch.where(forced >= 0, (tokens == (forced > 0)).double(), chosen)
+        return chosen.prod(-1)
 
 
 def random_draft_head(model: ToyTokenModel, seed: int = 0) -> DraftHead:
@@ -267,7 +307,7 @@ def enumerate_law(
         model: the toy.
         label: 0 or 1, class of the picture.
         sampling: options of one picture; its seed is not read.
-        forced: int64 [N], token fixed at a rank or -1.
+        forced: int64 [N], token fixed at a rank or -1; of bits [N, d], each fixed or not.
 
     Returns:
         fp64 [V^N], indexed by the sequence read as digits, first rank most significant; a token of
@@ -281,19 +321,12 @@ def enumerate_law(
     for name in (label, 2):
         prefix = model.classes[name].expand(count, -1, -1)
         mask = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
-        tokens = codes_to_bits(sequences, model.bits, "msb") if model.bits else sequences
-        logits.append(model.logits(tokens, Condition(prefix, mask)))
+        logits.append(model.logits(model.spelled(sequences), Condition(prefix, mask)))
     scale = sampling.guidance
     scale = scale if scale.dim() == 2 else scale[:, None]
     guided = guide(logits[0], logits[1], scale.expand(count, length))
     warped = warp(guided, sampling.temperature, sampling.top_k, sampling.top_p, Warps.of(sampling))
-    if model.bits:
-        chosen = torch.sigmoid(torch.where(tokens, warped, -warped).double()).prod(-1)
-    else:
-        chosen = warped.double().softmax(-1).gather(-1, sequences[..., None])[..., 0]
-    if forced is not None:
-        chosen = torch.where(forced >= 0, (sequences == forced).double(), chosen)
-    return chosen.prod(-1)
+    return model.chances(warped, sequences, forced).prod(-1)
 
 
 def sequence_index(tokens: Tensor, vocabulary: int) -> Tensor:
@@ -305,15 +338,11 @@ def sequence_index(tokens: Tensor, vocabulary: int) -> Tensor:
 
 
 def decode_all(
-    method: Decoding,
-    model: TokenModel,
-    layout: Layout,
-    condition: Condition,
-    sampling: Sampling,
+    method: Decoding, cast: Cast, condition: Condition, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Drains a decode. Returns tokens [B, N] or [B, N, d] and committed int64 [steps, B]."""
+    """Drains a decode. Returns tokens [B, N, *] and committed int64 [steps, B]."""
     committed = []
-    for step in method.decode(model, layout, condition, sampling):
+    for step in method.decode(cast, condition, sampling):
         committed.append(step.committed)
         tokens = step.tokens
     return tokens, torch.stack(committed)

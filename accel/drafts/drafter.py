@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visual_ar.accel.drafts.tree import Tree
 from visual_ar.accel.loop.state import DecodeState
-from visual_ar.sampling import CategoricalLaw
+from visual_ar.tokens.codes import CategoricalLaw
 
 
 class Draft(NamedTuple):

@@ -15,10 +15,9 @@ from visual_ar.accel.drafts.head_memory import check_draft_head
 from visual_ar.accel.drafts.initialise import INITIALISERS, LAWS, check_initialiser
 from visual_ar.accel.drafts.position_drafts import JacobiDrafter, SpatialDrafter
 from visual_ar.accel.drafts.tree import Tree
-from visual_ar.accel.jacobi import COUPLINGS
+from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.state import DecodeState
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
+from visual_ar.cast import Cast
 
 
 class DrafterKind(ABC):
@@ -30,8 +29,8 @@ class DrafterKind(ABC):
         """Most drafts it has for one position; None when as many as there are codes."""
 
     @abstractmethod
-    def check(self, model: TokenModel, layout: Layout) -> None:
-        """Raises ValueError when it cannot draft for the model or the layout."""
+    def check(self, cast: Cast) -> None:
+        """Raises ValueError when it cannot draft for the cast."""
 
     @abstractmethod
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
@@ -50,9 +49,9 @@ class JacobiKind(DrafterKind):
         """See `DrafterKind.siblings`."""
         return None
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
+    def check(self, cast: Cast) -> None:
         """See `DrafterKind.check`."""
-        check_initialiser(self.init, layout)
+        check_initialiser(self.init, cast.layout)
 
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
         """See `DrafterKind.make`."""
@@ -70,10 +69,10 @@ class SpatialKind(DrafterKind):
         """See `DrafterKind.siblings`."""
         return None if (LAWS | {"uniform"}) & set(self.inits) else len(self.inits)
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
+    def check(self, cast: Cast) -> None:
         """See `DrafterKind.check`."""
         for init in self.inits:
-            check_initialiser(init, layout)
+            check_initialiser(init, cast.layout)
 
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
         """See `DrafterKind.make`."""
@@ -82,16 +81,16 @@ class SpatialKind(DrafterKind):
 
 @dataclass(frozen=True)
 class HeadKind(DrafterKind):
-    """The model's trained draft head."""
+    """The cast's trained draft head."""
 
     @property
     def siblings(self) -> int | None:
         """See `DrafterKind.siblings`."""
         return None
 
-    def check(self, model: TokenModel, layout: Layout) -> None:
+    def check(self, cast: Cast) -> None:
         """See `DrafterKind.check`."""
-        check_draft_head(model, layout, "drafter head")
+        check_draft_head(cast, "drafter head")
 
     def make(self, state: DecodeState, trees: Tree) -> Drafter:
         """See `DrafterKind.make`."""

@@ -15,8 +15,9 @@ from visual_ar.accel.drafts.drafter import Draft, Drafter, Outcome
 from visual_ar.accel.drafts.head_memory import HeadMemory
 from visual_ar.accel.drafts.tree import Tree, visible
 from visual_ar.accel.loop.state import DecodeState
-from visual_ar.accel.tree_acceptance import draw_in_turn
-from visual_ar.sampling import CategoricalLaw, take_rows
+from visual_ar.accel.rules.siblings import draw_in_turn
+from visual_ar.sampling import take_rows
+from visual_ar.tokens.codes import CategoricalLaw
 
 
 class _Filling(NamedTuple):
@@ -53,7 +54,7 @@ class HeadDrafter(Drafter):
         self._parents = [sorted(level) for level in found]
         self._levels: dict[int, list[Tensor]] = {}
         self._q = torch.zeros(
-            state.slots, trees.columns, state.model.vocab_size, device=state.tokens.device
+            state.slots, trees.columns, state.law_width, device=state.tokens.device
         )
 
     @property
@@ -128,7 +129,7 @@ class HeadDrafter(Drafter):
         filling.q[:, parents] = law
         kids = tree.children[:, parents]  # [B, G, S]
         numbers = u.gather(1, kids.clamp(min=0).flatten(1)).view(kids.shape)
-        first = CategoricalLaw(probabilities=law).sample(numbers[..., 0])
+        first = CategoricalLaw(probabilities=law).draw(numbers[..., 0])
         drawn = draw_in_turn(law[:, :, None], first, numbers)
         there = here[..., None] & (kids >= 0)
         tokens.scatter_(1, torch.where(there, kids, tree.columns).flatten(1), drawn.flatten(1))

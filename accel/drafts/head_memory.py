@@ -12,26 +12,28 @@ from torch import Tensor
 
 from visual_ar.accel.loop.state import DecodeState
 from visual_ar.assets import bundled
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
+from visual_ar.cast import Cast
 from visual_ar.sampling import take_rows
 
 _ROOT = -1
 
 
-def check_draft_head(model: TokenModel, layout: Layout, who: str) -> None:
-    """Raises ValueError unless the model has a draft head that can draft for it in this layout.
+def check_draft_head(cast: Cast, who: str) -> None:
+    """Raises ValueError unless the cast has a draft head that can draft in its layout.
 
-    Args:
-        model: the generator.
-        layout: the decode order.
-        who: needs the head, for the message.
+    who: needs the head, for the message.
     """
-    head = model.draft_head
+    head, model, layout = cast.draft_head, cast.model, cast.layout
     if head is None:
         raise ValueError(
             f"{who} needs a model with a draft head trained for it, this {type(model).__name__} "
             f"has none; {_who_has_one()}"
+        )
+    head.check(model)
+    if layout.following is not None:
+        raise ValueError(
+            f"{who} needs a layout in which every rank is drawn, this one of grid {layout.grid} "
+            f"has {int(layout.fixed.sum())} ranks that are not"
         )
     if head.config.grid_size**2 < layout.length:
         raise ValueError(
@@ -60,7 +62,7 @@ class HeadMemory:
 
     def __init__(self, state: DecodeState, most: int) -> None:
         """For all slots of a state, idle. most: ranks that a pass can commit, at least 1."""
-        head = state.model.draft_head
+        head = state.cast.draft_head
         assert head is not None
         rows, width = len(state.root), state.root.shape[-1]
         self.head = head

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visual_ar.accel.loop.state import DecodeState
 from visual_ar.layout import Layout
-from visual_ar.sampling import CategoricalLaw, point_mass, take_rows
+from visual_ar.sampling import take_rows
 
 COPIES = {"left", "above", "previous-frame"}
 LAWS = {"left-law", "above-law"}
@@ -23,8 +23,7 @@ def check_initialiser(init: str, layout: Layout) -> None:
     """Raises ValueError when `init` is unknown or the layout has no such neighbour."""
     if init not in INITIALISERS:
         raise ValueError(f"init must be one of {', '.join(INITIALISERS)}, got {init!r}")
-    raster = bool((layout.order == torch.arange(layout.length, device=layout.order.device)).all())
-    if init in COPIES | LAWS and not raster:
+    if init in COPIES | LAWS and not layout.is_raster:
         raise ValueError(f"init={init!r} needs a raster order, where left and above come earlier")
     if init == "previous-frame" and layout.shape3d[0] == 1:
         raise ValueError(f"init='previous-frame' needs several frames, the grid is {layout.grid}")
@@ -56,6 +55,20 @@ def source_ranks(init: str, layout: Layout, ranks: Tensor, newest: Tensor) -> Te
     return source
 
 
+def first_tokens(init: str, state: DecodeState, ranks: Tensor, newest: Tensor, u: Tensor) -> Tensor:
+    """`first_drafts` without laws, for methods that compare drafts only: [B, K, *].
+
+    init: "uniform" or one of COPIES.
+    """
+    kind = state.kind
+    tokens = kind.flat_tokens(u)
+    if init in COPIES:
+        source = source_ranks(init, state.layout, ranks, newest)
+        copied = state.take(source.clamp(min=0))
+        tokens = torch.where(kind.spread(source >= 0), copied, tokens)
+    return tokens if state.forced is None else kind.force(tokens, state.forced_at(ranks))
+
+
 def first_drafts(
     init: str,
     state: DecodeState,
@@ -69,69 +82,41 @@ def first_drafts(
     Args:
         init: one of INITIALISERS.
         state: tokens up to `newest` are current.
-        history: fp32 [B, N + scratch, V] probabilities or [B, N + scratch, F] features, latest law
-            of every rank up to `newest`; for LAWS only.
+        history: fp32 [B, N + scratch, F] features, latest law of every rank up to `newest`; for
+            LAWS only.
         ranks: int64 [B, K].
         newest: int64 [B], last rank that has a token, -1 when none has.
-        u: [B, K] in (0, 1), or [B, K, d] for bits.
+        u: fp32 [B, K, *] in (0, 1).
 
     Returns:
-        tokens int64 [B, K], and their laws fp32 [B, K, V] or [1, 1, 1] when all are uniform; for
-        bits bool [B, K, d] and features fp32 [B, K, F].
+        tokens [B, K, *], and features of their laws fp32 [B, K, F] or [1, 1, F] when all are alike.
     """
-    if state.bits:
-        return _first_bits(init, state, history, ranks, newest, u)
-    vocabulary = state.model.vocab_size
-    random = (u * vocabulary).long().clamp_(max=vocabulary - 1)
-    flat = torch.full((1, 1, 1), 1.0 / vocabulary, device=u.device)
-    if init == "uniform":
-        tokens, q = random, flat
-    elif init == "random":
-        tokens, q = random, point_mass(random, vocabulary)
-    else:
+    kind, width = state.kind, state.law_width
+    tokens, q = kind.flat_tokens(u), kind.flat(width, u.device)
+    if init == "random":
+        q = kind.certain(tokens, width)
+    elif init != "uniform":
         source = source_ranks(init, state.layout, ranks, newest)
-        there = source >= 0
-        source = source.clamp(min=0)
+        there, source = source >= 0, source.clamp(min=0)
         if init in COPIES:
-            tokens = state.tokens.gather(1, source)
-            q = point_mass(tokens, vocabulary)
+            near = state.take(source)
+            law = kind.certain(near, width)
         else:
             assert history is not None
-            q = take_rows(history, source)
-            tokens = CategoricalLaw(probabilities=q).sample(u)
-        tokens = torch.where(there, tokens, random)
-        q = torch.where(there[..., None], q, flat)
-    if state.forced is not None:
-        forced = state.forced.gather(1, ranks)
-        tokens = torch.where(forced >= 0, forced, tokens)
-        q = torch.where((forced >= 0)[..., None], point_mass(forced.clamp(min=0), vocabulary), q)
-    return tokens, q
-
-
-def _first_bits(
-    init: str,
-    state: DecodeState,
-    history: Tensor | None,
-    ranks: Tensor,
-    newest: Tensor,
-    u: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`first_drafts` of bit vectors."""
-    model, width = state.model, state.model.law_width(state.guided)
-    tokens, sure = u < 0.5, torch.ones_like(ranks, dtype=torch.bool)
-    q = model.draft_features(tokens, sure & (init == "random"), width)
-    if init in COPIES | LAWS:
-        source = source_ranks(init, state.layout, ranks, newest)
-        there, source = (source >= 0)[..., None], source.clamp(min=0)
-        copied = state.take(source)
-        law = model.draft_features(copied, sure, width)
-        if init in LAWS:
-            assert history is not None
             law = take_rows(history, source)
-            copied = model.law_from(law, state.temperature).sample(u)
-        tokens, q = torch.where(there, copied, tokens), torch.where(there, law, q)
+            near = _drawn(state, law, ranks, u)
+        tokens = torch.where(kind.spread(there), near, tokens)
+        q = torch.where(there[..., None], law, q)
+    if state.forced is None:
+        return tokens, q
+    forced = state.forced_at(ranks)
+    whole = q.expand(*ranks.shape, width)
+    return kind.force(tokens, forced), state.law_from(whole).with_forced(forced).features
+
+
+def _drawn(state: DecodeState, features: Tensor, ranks: Tensor, u: Tensor) -> Tensor:
+    """Draws from laws whose forced parts are certain: [B, K, *]. features: [B, K, F]."""
+    law = state.law_from(features)
     if state.forced is not None:
-        forced = state.forced.gather(1, ranks[..., None].expand_as(tokens))
-        tokens = torch.where(forced >= 0, forced > 0, tokens)
-        q = torch.where(forced[..., :1] >= 0, model.draft_features(tokens, sure, width), q)
-    return tokens, q
+        law = law.with_forced(state.forced_at(ranks))
+    return law.draw(u)

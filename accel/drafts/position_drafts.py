@@ -18,9 +18,9 @@ from visual_ar.accel.drafts.drafter import Draft, Drafter, Outcome
 from visual_ar.accel.drafts.initialise import LAWS, first_drafts
 from visual_ar.accel.drafts.tree import Tree
 from visual_ar.accel.loop.state import DecodeState
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.tree_acceptance import draw_in_turn
-from visual_ar.sampling import CategoricalLaw, take_rows, uniforms
+from visual_ar.accel.rules.siblings import draw_in_turn
+from visual_ar.sampling import take_rows, uniforms
+from visual_ar.tokens.codes import CategoricalLaw
 
 _ATTEMPT_OF_ADMISSION = 0
 
@@ -37,14 +37,14 @@ class Neighbours:
         self._state, self.inits = state, inits
         self._history: Tensor | None = None
         if LAWS & set(inits):
-            shape = (*state.tokens.shape, state.model.vocab_size)
+            shape = (*state.tokens.shape, state.law_width)
             self._history = torch.zeros(shape, device=state.tokens.device)
 
     def drafts(self, init: str, ranks: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens int64 [B, K] and their laws [B, K, V]. ranks: int64 [B, K]; u: [B, K]."""
         newest = self._state.length - 1
         tokens, q = first_drafts(init, self._state, self._history, ranks, newest, u)
-        return tokens, q.expand(*tokens.shape, self._state.model.vocab_size)
+        return tokens, q.expand(*tokens.shape, self._state.law_width)
 
     def observe(self, outcome: Outcome) -> None:
         """Notes the laws of the ranks that were committed; what is behind them nobody reads."""
@@ -80,7 +80,7 @@ class PositionDrafter(Drafter):
         """
 
     def siblings(self, laws: Tensor, first: Tensor, u: Tensor) -> Tensor:
-        """Siblings of the next ranks, see `tree_acceptance.draw_in_turn`."""
+        """Siblings of the next ranks, see `siblings.draw_in_turn`."""
         return draw_in_turn(laws, first, u)
 
     def draft(self, tree: Tree, u: Tensor) -> Draft:
@@ -165,7 +165,7 @@ class JacobiDrafter(PositionDrafter):
         device, deepest = state.tokens.device, trees.deepest
         self._neighbours = Neighbours(state, (init,))
         self._tokens = torch.zeros(state.slots, deepest, dtype=torch.int64, device=device)
-        self._q = torch.zeros(state.slots, deepest, state.model.vocab_size, device=device)
+        self._q = torch.zeros(state.slots, deepest, state.law_width, device=device)
         self._rows = torch.arange(deepest, device=device)[:, None].repeat(1, trees.siblings)
         self._shortest = int(trees.trunk.min())
 
@@ -224,12 +224,14 @@ class JacobiDrafter(PositionDrafter):
     def _couple(self, p: CategoricalLaw, ranks: Tensor, keep: Tensor, redraw: Tensor) -> Tensor:
         """New drafts int64 [B, D] from [B, D] laws of `ranks`; keep, redraw: [B, D] in (0, 1)."""
         if self._coupling == "gumbel":
-            return p.sample_gumbel(self.state.noise_at(ranks))
+            return p.draw_frozen(self.state.noise_at(ranks))
         if self._coupling == "independent":
-            return p.sample(redraw)
+            return p.draw(redraw)
         old, kept = CategoricalLaw(probabilities=self._q[:, 1:]), self._tokens[:, 1:]
-        passes = acceptance.exact(p.first(kept.shape[1]), old, kept, keep[:, :-1])
-        return acceptance.couple(p, old, kept, passes, redraw[:, :-1], redraw[:, -1:])
+        front, count = p.first(kept.shape[1]), kept.shape[1]
+        passes = front.keep(old, kept, keep[:, :count])
+        again = torch.where(passes, kept, front.redraw(old, redraw[:, :count]))
+        return torch.cat([again, p.last().draw(redraw[:, -1:])], dim=1)
 
     def _columns(self, outcome: Outcome) -> Tensor:
         """For every depth, the column whose law becomes that of a draft. int64 [B, D + 1]."""

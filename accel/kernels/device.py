@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.accel.kernels.reference import COUPLINGS, Verdict
-from visual_ar.accel.kernels.specialise import KernelRule
+from visual_ar.accel.rules.rule import KernelForm
 from visual_ar.sampling import Sampling
 from visual_ar.store import store_folder
 
@@ -74,7 +74,7 @@ def pack(
     q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
-    rule: KernelRule,
+    rule: KernelForm,
     coupling: str,
     forced: Tensor | None,
     numbers: Tensor | None,
@@ -144,7 +144,7 @@ def verify(
     q: Tensor | None,
     rank: Tensor,
     attempt: Tensor,
-    rule: KernelRule,
+    rule: KernelForm,
     coupling: str,
     forced: Tensor | None,
     numbers: Tensor | None,

@@ -107,7 +107,7 @@ def verify(
         q: fp32 [B, W - 1, V] or None.
         rank: int64 [B].
         attempt: int64 [B].
-        rule: one of `specialise.KERNEL_RULES`, written as for `rules.parse_rule`.
+        rule: one that the kernel has, written as for `parse_rule`.
         coupling: "independent", "maximal" or "gumbel".
         forced: int64 [B, W] or None.
         numbers: fp32 [4, B, W] in (0, 1) or None.

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_ar.accel.rules.parse import Grouped, Rule, parse_rule
-from visual_ar.sampling import CategoricalLaw, Sampling
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.sampling import Sampling
+from visual_ar.tokens.codes import CategoricalLaw
 
 _WIDTH = 5
 
@@ -62,7 +63,7 @@ def random_window(
         "conditional": logits.to(dtype),
         "unconditional": other.to(dtype) if guided else None,
         "sampling": sampling,
-        "drafts": q.sample(uniform(pictures, ranks - 1)),
+        "drafts": q.draw(uniform(pictures, ranks - 1)),
         "q": q.probabilities,
         "rank": whole(0, 1000, pictures),
         "attempt": whole(0, 1000, pictures),
@@ -75,19 +76,19 @@ def random_codes(rule: str, vocabulary: int, seed: int = 0) -> Tensor | None:
     """A table for a rule that compares codes, on the CPU; None for the others.
 
     Args:
-        rule: as for `rules.parse_rule`.
+        rule: as for `parse_rule`.
         vocabulary: V.
         seed: of the code vectors.
 
     Returns:
         fp32 [V, 5] code vectors for grouped rules, int64 [V, at most 5] nearest codes for LANTERN.
     """
-    parsed = parse_rule(rule)
-    if not isinstance(parsed, Rule) or not parsed.compares_codes:
+    dtype = parse_rule(rule).codes_dtype
+    if dtype is None:
         return None
     draw = torch.Generator().manual_seed(seed)
     vectors = torch.rand(vocabulary, _WIDTH, generator=draw)
-    if isinstance(parsed, Grouped):
+    if dtype.is_floating_point:
         return vectors
     away = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
     return away.topk(min(_WIDTH, vocabulary), largest=False).indices

@@ -11,18 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.parse import Exact
-from visual_ar.accel.rules.rule import Rule
-from visual_ar.sampling import (
-    CategoricalLaw,
-    Sampling,
-    Warps,
-    guide,
-    gumbel_noise,
-    uniforms,
-    warp,
-)
+from visual_ar.accel.rules.rule import Rule, leading_run, redraw
+from visual_ar.sampling import Sampling, Warps, guide, gumbel_noise, uniforms, warp
+from visual_ar.tokens.codes import CategoricalLaw, Codes
 
 COUPLINGS = ("independent", "maximal", "gumbel")
 BAD_LOGITS, BAD_TOKEN, BAD_LAW = 1, 2, 4
@@ -116,9 +107,9 @@ def verify(
     p, flags = target_laws(conditional, unconditional, sampling, warps, forced)
     fresh = None
     if coupling == "gumbel":
-        fresh = p.sample_gumbel(gumbel_noise(sampling.seed, ranks, p.vocabulary))
+        fresh = p.draw_frozen(gumbel_noise(sampling.seed, ranks, p.vocabulary))
     elif coupling == "independent" or drafts is None or count == 0:
-        fresh = p.sample(numbers[_FRESH])
+        fresh = p.draw(numbers[_FRESH])
     if drafts is None or q is None or count == 0:
         assert fresh is not None
         run = torch.zeros_like(rank)
@@ -129,8 +120,15 @@ def verify(
     # A law without mass makes the residual p itself, which is what replaces a refused draft.
     law = CategoricalLaw(probabilities=q.where((q > 0) & ~refused[..., None], 0.0))
     accepted = rule.run(p.first(count), law, drafts, numbers[_ACCEPT, :, :-1])
-    run = accepted.minimum(acceptance.leading_run(~refused))
-    tokens = _redraw(p, law, drafts, refused, run, rule, fresh, numbers)
+    run = accepted.minimum(leading_run(~refused))
+    used = Codes(p.vocabulary).numbers(numbers, sampling.seed, ranks, attempt)
+    tokens, _ = redraw(rule, p, law, drafts, run, used, fresh, refused)
+    if not rule.follows_coupling(p) or fresh is not None:
+        # A rule may correct by the draft, and a refused draft may be no code at all.
+        corrected = torch.arange(count, device=run.device) == run[:, None]
+        drawn = p.first(count).draw(numbers[_RESIDUAL, :, :-1])
+        kept = torch.where(corrected & refused, drawn, tokens[:, :-1])
+        tokens = torch.cat([kept, tokens[:, -1:]], 1)
     flags = torch.cat([flagged, flags[:, -1:]], 1)
     return Verdict(run, tokens, p.probabilities, flags, numbers[_INITIAL].clone())
 
@@ -173,44 +171,6 @@ def _inspect(drafts: Tensor, q: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
     token = (~inside | ((flags & BAD_TOKEN) != 0)) * BAD_TOKEN
     law = (inside & ~drawn) * BAD_LAW
     return drafts, (flags & BAD_LOGITS) + (token + law).to(torch.int32)
-
-
-def _redraw(
-    p: CategoricalLaw,
-    q: CategoricalLaw,
-    drafts: Tensor,
-    refused: Tensor,
-    run: Tensor,
-    rule: Rule,
-    fresh: Tensor | None,
-    numbers: Tensor,
-) -> Tensor:
-    """Tokens of the window after the pass.
-
-    Args:
-        p: [B, W] laws; q: [B, W - 1] laws of `drafts` int64 [B, W - 1], without mass if refused.
-        refused: bool [B, W - 1].
-        run: int64 [B], kept drafts.
-        rule: corrects the first draft that is not kept.
-        fresh: int64 [B, W], tokens of the tail; None couples them maximally with the drafts.
-        numbers: [4, B, W].
-
-    Returns:
-        int64 [B, W].
-    """
-    count = drafts.shape[1]
-    if fresh is None:
-        passes = acceptance.exact(p.first(count), q, drafts, numbers[_ACCEPT, :, :-1]) & ~refused
-        u = (numbers[_RESIDUAL, :, :-1], numbers[_FRESH, :, -1:])
-        fresh = acceptance.couple(p, q, drafts, passes, *u)
-        if isinstance(rule, Exact):
-            return fresh  # whose leading run and correction are already the rule's
-    tokens = rule.fill(p, q, drafts, run, fresh, numbers[_RESIDUAL, :, :-1])
-    # A rule may correct by the draft, and a refused draft may be no code at all.
-    corrected = torch.arange(count, device=run.device) == run[:, None]
-    drawn = p.first(count).sample(numbers[_RESIDUAL, :, :-1])
-    kept = torch.where(corrected & refused, drawn, tokens[:, :-1])
-    return torch.cat([kept, tokens[:, -1:]], 1)
 
 
 def check_inputs(

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from visual_ar.accel.loop.state import DecodeState
 from visual_ar.accel.rules.rule import Rule
-from visual_ar.sampling import CategoricalLaw, bit_uniforms, uniforms
+from visual_ar.sampling import bit_uniforms
+from visual_ar.tokens.law import Law
+from visual_ar.tokens.numbers import Numbers
 
 _BLOCK_PICTURES = 8
 _COLUMN_STREAM = 64
@@ -54,11 +56,11 @@ class Ahead:
 
 
 class PassNumbers(Ahead):
-    """Four uniform numbers for every rank of a window."""
+    """The numbers of every rank of a window, by the kind of token."""
 
     _base: Tensor  # int64 [B], rank of the first column that was computed
 
-    def take(self, state: DecodeState, offsets: Tensor) -> Tensor:
+    def take(self, state: DecodeState, offsets: Tensor) -> Numbers:
         """Numbers of this pass, to be called once a pass.
 
         Args:
@@ -66,21 +68,30 @@ class PassNumbers(Ahead):
             offsets: int64 [W], ranks wanted, counted from the committed length.
 
         Returns:
-            fp32 [4, B, W] in (0, 1).
+            of [B, W] ranks.
         """
+        kind, seed, attempt = state.kind, state.seed, state.passes + 1
+        ranks = state.length[:, None] + offsets
         if state.captured is not None:  # a graph counts no passes on the host
-            ranks = state.length[:, None] + offsets
-            return uniforms(state.seed[:, None], ranks, state.passes[:, None] + 1)
+            u = kind.uniforms(seed[:, None], ranks, attempt[:, None])
+            return kind.numbers(u, seed, ranks, attempt)
 
         def compute(attempts: Tensor) -> Tensor:
             self._base = state.length
-            reach = min(len(attempts) * state.window, state.tokens.shape[1])
-            ranks = state.length[:, None] + torch.arange(reach, device=offsets.device)
-            return uniforms(state.seed[:, None], ranks, attempts[..., None]).movedim(1, 0)
+            reach = min(len(attempts) * self._stride(state), state.tokens.shape[1])
+            ahead = state.length[:, None] + torch.arange(reach, device=offsets.device)
+            return kind.uniforms(seed[:, None], ahead, attempts[..., None]).movedim(1, 0)
 
-        numbers = self.turn(state, compute)
+        numbers = self.turn(state, compute)  # [U, B, reach, *]
         columns = (state.length - self._base)[:, None] + offsets
-        return numbers.gather(2, columns.expand(4, -1, -1))
+        index = columns.view(*columns.shape, *[1] * (numbers.dim() - 3))
+        u = numbers.gather(2, index.expand(len(numbers), *columns.shape, *numbers.shape[3:]))
+        return kind.numbers(u, seed, ranks, attempt)
+
+    @staticmethod
+    def _stride(state: DecodeState) -> int:
+        """Ranks by which a pass can move a picture on, at most."""
+        return state.window + state.layout.longest_run
 
 
 class ColumnNumbers(Ahead):
@@ -110,22 +121,24 @@ class ColumnNumbers(Ahead):
 def spent_on_run(
     state: DecodeState,
     rule: Rule,
-    p: CategoricalLaw,
-    q: CategoricalLaw,
+    p: Law,
+    q: Law,
     drafts: Tensor,
     run: Tensor,
     exactly: bool,
+    refused: Tensor | None = None,
 ) -> Tensor:
-    """Total variation that a rule spends on the tokens a pass commits.
+    """Total variation that a rule spends on the drafts that a pass tested first.
 
     Args:
         state: before they are committed.
         rule: which kept them.
         p: [B, K + 1] target laws.
         q: [B, K] draft laws.
-        drafts: int64 [B, K].
+        drafts: [B, K, *].
         run: int64 [B], drafts kept.
         exactly: see `Rule.spent`.
+        refused: bool [B], pictures whose first draft was tested, and paid for, before.
 
     Returns:
         fp32 [B].
@@ -136,5 +149,7 @@ def spent_on_run(
     spent = rule.spent(p.first(count), q, drafts, exactly)
     offsets = torch.arange(count, device=run.device)
     tested = offsets <= run[:, None]  # the drafts kept, and the one that was corrected
+    if refused is not None:
+        tested = tested & ~(refused[:, None] & (offsets == 0))
     exists = state.length[:, None] + offsets < state.layout.length
-    return (spent * (tested & exists)).sum(1)
+    return torch.where(tested & exists, spent, 0.0).sum(1)

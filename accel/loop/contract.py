@@ -17,11 +17,12 @@ from torch import Tensor
 from visual_ar.accel.loop.graphs import CapturedSteps, extent_for, lent_state
 from visual_ar.accel.loop.host_copy import OpenLength
 from visual_ar.accel.loop.state import DecodeState, Step
-from visual_ar.conditioning import Condition
-from visual_ar.layout import FREE, Layout
-from visual_ar.models.token_model import TokenModel
+from visual_ar.accel.loop.structure import Structure
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
+from visual_ar.layout import Layout
 from visual_ar.sampling import Sampling
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.tokens.kind import TABLE
 
 
 class Decoding(SchedulerMixin, ConfigMixin):
@@ -29,9 +30,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
 
     Attributes:
         lossless: whether the output law is exactly that of next-token sampling.
+        needs: what laws of tokens must tell, see `TokenKind.offers`.
         requires: capabilities a model must have.
-        also_serves: capabilities that a model may have instead of "categorical".
-        needs_noise: whether the method reads Gumbel noise that is fixed per rank.
+        needs_noise: whether the method reads noise that is fixed per rank.
+        skips: whether layouts may have ranks that no pass draws.
         capturable: whether on CUDA a step is run as a captured graph. Then it must keep all that
             changes in tensors of the state, and read nothing on the host.
         kept: the last call's state with its graphs, for `graphs.lent_state`.
@@ -39,9 +41,10 @@ class Decoding(SchedulerMixin, ConfigMixin):
 
     config_name = "scheduler_config.json"
     lossless: bool = False
-    requires: frozenset[str] = frozenset({"categorical"})
-    also_serves: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset()
     needs_noise: bool = False
+    skips: bool = False
     capturable: bool = False
     kept: Any = None
 
@@ -49,37 +52,42 @@ class Decoding(SchedulerMixin, ConfigMixin):
         """Whether the verification kernel does this method's share of a pass on a device."""
         return False
 
-    def check(
-        self, model: TokenModel, layout: Layout, tokenizer: VisualTokenizer | None = None
-    ) -> None:
-        """Raises ValueError when this method cannot serve the model, the layout or the tokenizer.
-
-        Args:
-            model: the generator.
-            layout: the decode order.
-            tokenizer: whose codes are generated; methods that compare codes need it.
-        """
-        served = {"categorical"} if self.also_serves & model.capabilities else set()
-        missing = self.requires - model.capabilities - served
+    def check(self, cast: Cast) -> None:
+        """Raises ValueError when this method cannot serve a cast."""
+        model, layout, name = cast.model, cast.layout, type(self).__name__
+        kind, family = model.tokens, type(model).__name__
+        missing = self.requires - model.capabilities
         if missing:
             raise ValueError(
-                f"{type(self).__name__} needs a model with {sorted(missing)}, "
-                f"{type(model).__name__} has {sorted(model.capabilities)}"
+                f"{name} needs a model with {sorted(missing)}, "
+                f"{family} has {sorted(model.capabilities)}"
             )
-        by_bit = layout.forced.dim() == 3
-        if by_bit != bool(model.bits) and bool((layout.forced != FREE).any()):
-            kind = "every bit [B, N, d]" if model.bits else "one code a cell, [N] or [B, N]"
+        untold = self.needs - kind.offers
+        if untold:
             raise ValueError(
-                f"the layout must force {kind} for {type(model).__name__}, "
-                f"got forced of shape {list(layout.forced.shape)}"
+                f"{name} needs a model whose laws tell {' and '.join(sorted(untold))}, "
+                f"the tokens of {family} are {kind.name}"
             )
-        most = 1 if model.bits else model.vocab_size - 1
-        if bool(((layout.forced < FREE) | (layout.forced > most)).any()):
-            raise ValueError(
-                f"the layout must force tokens from 0 to {most}, or {FREE} for none, got "
-                f"{int(layout.forced.min())} to {int(layout.forced.max())}"
-            )
+        kind.check_forced(layout.forced, family)
+        self._check_structure(cast)
         self.check_layout(layout)
+
+    def _check_structure(self, cast: Cast) -> None:
+        layout, count = cast.layout, cast.model.tokens.count
+        if layout.following is None:
+            return
+        if not self.skips:
+            raise ValueError(
+                f"{type(self).__name__} needs a layout in which every rank is drawn, this one of "
+                f"grid {layout.grid} has {int(layout.fixed.sum())} ranks that are not"
+            )
+        if layout.beginning == layout.length:
+            raise ValueError(f"the layout must leave some rank to draw, got all of {layout.grid}")
+        ids = layout.structure[layout.structure >= 0]
+        if count is not None and ids.numel() and int(ids.min()) < count:
+            raise ValueError(
+                f"structural ids must lie beyond the {count} codes, got {int(ids.min())}"
+            )
 
     def check_layout(self, layout: Layout) -> None:
         """Raises ValueError when this method cannot decode in such an order."""
@@ -89,52 +97,40 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"this one of grid {layout.grid} predicts several tokens at once"
             )
 
-    def init(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        slots: int,
-        guided: bool = True,
-        window: int = 1,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> DecodeState:
+    def init(self, cast: Cast, slots: int, guided: bool = True, window: int = 1) -> DecodeState:
         """Static buffers with every slot idle.
 
         Args:
-            model: the generator; decides device and dtype.
-            layout: the decode order.
+            cast: the generator, which decides device and dtype, and whoever is with it.
             slots: number of pictures B decoded at a time, at least 1.
             guided: whether to keep an unconditional row for every slot.
             window: ranks a pass predicts, at least 1.
-            tokenizer: whose codes are generated, for methods that compare codes.
 
         Raises:
-            ValueError: the method cannot serve the model, layout or tokenizer; slots or window is
-                below 1.
+            ValueError: the method cannot serve the cast; slots or window is below 1.
         """
         for name, value in (("slots", slots), ("window", window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.check(model, layout, tokenizer)
-        device = model.device
-        length, width = layout.length, layout.length + window
+        self.check(cast)
+        model, layout = cast.model, cast.layout.to(cast.model.device)
+        kind, device, length = model.tokens, model.device, layout.length
+        structure = Structure.of(layout, length + window)
+        width = length + window + (0 if structure is None else structure.lead)
         rows = 2 * slots if guided else slots
-        cache = model.new_cache(rows, model.prefix_length + width)
 
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        bits = (model.bits,) if model.bits else ()
-        fused = not bits and self.fuses(device)
+        fused = TABLE in kind.offers and self.fuses(device)
         noise = None
         if self.needs_noise and not fused:
-            noise = full(0, slots, width, *(bits or (model.vocab_size,)), dtype=torch.float32)
+            noise = full(0, slots, width, *kind.noise_shape, dtype=torch.float32)
         return DecodeState(
-            model=model,
-            layout=layout.to(device),
-            cache=cache,
+            cast=cast.with_layout(layout),
+            cache=model.new_cache(rows, cast.prefix + width, cast.prefix),
             guided=guided,
-            tokens=full(0, slots, width, *bits, dtype=torch.bool if bits else torch.int64),
+            tokens=kind.blank(slots, width, device=device),
             length=full(length, slots),
             passes=full(0, slots),
             root=full(0, rows, 1, model.hidden_size, dtype=model.dtype),
@@ -149,6 +145,8 @@ class Decoding(SchedulerMixin, ConfigMixin):
             open_length=OpenLength(device, slots, length),
             fused=fused,
             captured=CapturedSteps.on(device) if self.capturable else None,
+            structure=structure,
+            end=full(length, slots) if kind.can_end else None,
         )
 
     @torch.inference_mode()
@@ -169,26 +167,43 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 f"condition must have {len(rows)} rows for {len(slots)} pictures "
                 f"{'with' if state.guided else 'without'} guidance, got {len(condition.prefix)}"
             )
-        self._prefill(state, rows, condition)
         state.set_options(slots, sampling)
-        state.length[slots] = 0
+        state.length[slots] = state.layout.beginning
         state.passes[slots] = 0
         state.tokens[slots] = 0
+        if state.end is not None:
+            state.end[slots] = state.layout.length
+        if state.structure is not None:
+            assert state.forced is not None
+            state.tokens[slots] = state.kind.force(state.tokens[slots], state.forced[slots])
+        self._prefill(state, slots, rows, condition)
         self.prepare(state, slots)
         for _ in range(1 + state.open_length.lag):
             self._publish(state)
 
-    @staticmethod
-    def _prefill(state: DecodeState, rows: Tensor, condition: Condition) -> None:
-        model, prefix = state.model, condition.prefix
-        length = model.prefix_length
-        part = model.new_cache(len(rows), length)
+    def _prefill(
+        self, state: DecodeState, slots: Tensor, rows: Tensor, condition: Condition
+    ) -> None:
+        """Runs the prefix but for its last token, or, where ranks are given first, all of both."""
+        model, prefix, given = state.model, condition.prefix, state.layout.beginning
+        length = state.cast.prefix
+        part = model.new_cache(len(rows), length + given, length)
         part.prefix_mask = condition.mask
-        if length > 1:
-            ranks = torch.arange(-length, -1, device=prefix.device).expand(len(rows), -1)
-            model.forward(prefix[:, :-1], ranks, part)
-        state.cache.assign(rows, part)
         state.root[rows] = prefix[:, -1:].to(state.root.dtype)
+        x, last = prefix[:, :-1], -1
+        if given:
+            ranks = torch.arange(given, device=prefix.device).expand(len(slots), -1)
+            known = state.embed(state.tokens[slots, :given], ranks)
+            if state.guided:
+                known = torch.cat([known, known])
+            x, last = torch.cat([prefix, known.to(prefix.dtype)], dim=1), given
+        if x.shape[1]:
+            ranks = torch.arange(-length, last, device=prefix.device).expand(len(rows), -1)
+            self.prefilled(state, rows, model.forward(x, ranks, part), ranks)
+        state.cache.assign(rows, part)
+
+    def prefilled(self, state: DecodeState, rows: Tensor, hidden: Tensor, ranks: Tensor) -> None:
+        """Sees the hidden states of the prefill, [r, Q, D] of ranks int64 [r, Q] of some rows."""
 
     def prepare(self, state: DecodeState, slots: Tensor) -> None:
         """Fills the method's own buffers for newly admitted slots. slots: int64 [b]."""
@@ -205,7 +220,8 @@ class Decoding(SchedulerMixin, ConfigMixin):
     def advance(self, state: DecodeState) -> Step:
         """`step`, with the host's share of it: how far attention has to read."""
         lag = state.open_length.lag
-        reach = max(state.open_length.read(), 0) + (lag + 1) * state.window
+        longest = state.window + state.layout.longest_run
+        reach = max(state.open_length.read(), 0) + (lag + 1) * longest
         state.cache.extent = extent_for(
             state.cache.prefix + reach, state.cache.slots, state.captured is not None
         )
@@ -228,45 +244,38 @@ class Decoding(SchedulerMixin, ConfigMixin):
     def _publish(state: DecodeState) -> None:
         state.open_length.push(state.length)
 
-    def choose_window(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        condition: Condition,
-        sampling: Sampling,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> int:
+    def choose_window(self, cast: Cast, condition: Condition, sampling: Sampling) -> int:
         """Ranks to predict in a pass over these pictures."""
         return 1
 
     def decode(
         self,
-        model: TokenModel,
-        layout: Layout,
+        cast: Cast,
         condition: Condition,
         sampling: Sampling,
         window: int | None = None,
-        tokenizer: VisualTokenizer | None = None,
     ) -> Iterator[Step]:
-        """Decodes pictures, yielding every pass.
+        """Decodes pictures, yielding every pass that did something.
 
         Args:
-            model: the generator.
-            layout: the decode order and forced tokens.
+            cast: the generator, its layout with the forced tokens, and whoever is with it.
             condition: R = B or 2B rows.
             sampling: options of the B pictures.
             window: ranks that a pass predicts; None is what `choose_window` says.
-            tokenizer: whose codes are generated, for methods that compare codes.
 
         Raises:
-            ValueError: the method cannot serve the model, layout or tokenizer.
+            ValueError: the method cannot serve the cast.
         """
-        self.check(model, layout, tokenizer)
+        self.check(cast)
         batch = len(sampling.seed)
         guided = len(condition.prefix) == 2 * batch
         if window is None:
-            window = self.choose_window(model, layout, condition, sampling, tokenizer)
-        with lent_state(self, model, layout, batch, guided, window, tokenizer) as state:
-            self.admit(state, torch.arange(batch, device=model.device), condition, sampling)
+            window = self.choose_window(cast, condition, sampling)
+        with lent_state(self, cast, batch, guided, window) as state:
+            self.admit(state, torch.arange(batch, device=cast.model.device), condition, sampling)
+            made: list[Step] = []
             while state.open_length.read() >= 0:
-                yield self.advance(state)
+                made.append(self.advance(state))
+                # The host learns late that pictures are complete, and makes passes for nobody.
+                if len(made) > state.open_length.lag:
+                    yield made.pop(0)

@@ -52,7 +52,7 @@ def verify_window(
 
 
 def draw_window(state: DecodeState, hidden: Tensor, ranks: Tensor) -> Tensor:
-    """Tokens of a window by the Gumbel maximum, with the noise that is fixed per rank.
+    """Tokens of a window by the noise that is fixed per rank.
 
     Args:
         state: its committed ranks end where the window begins.
@@ -60,8 +60,8 @@ def draw_window(state: DecodeState, hidden: Tensor, ranks: Tensor) -> Tensor:
         ranks: int64 [B, W], from the first that is not committed.
 
     Returns:
-        int64 [B, W].
+        [B, W, *].
     """
     if state.fused:
         return verify_window(state, hidden, ranks).tokens
-    return state.law(hidden, ranks).sample_gumbel(state.noise_at(ranks))
+    return state.law(hidden, ranks).draw_frozen(state.noise_at(ranks))

@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from visual_ar.cast import Cast
 from visual_ar.sampling import Warps
-
-if TYPE_CHECKING:
-    from visual_ar.layout import Layout
-    from visual_ar.models.token_model import TokenModel
-    from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 # A `DecodeState`, a `Decoding` and a `Step`: their module imports this one.
 State: TypeAlias = Any
@@ -197,33 +193,31 @@ def _settings(state: State) -> dict[str, Any]:
 
 @contextmanager
 def lent_state(
-    method: Method,
-    model: TokenModel,
-    layout: Layout,
-    slots: int,
-    guided: bool,
-    window: int,
-    tokenizer: VisualTokenizer | None,
+    method: Method, cast: Cast, slots: int, guided: bool, window: int
 ) -> Iterator[State]:
     """A state for one call, arguments as of `Decoding.init`.
 
     Where passes are captured, the method keeps it for the next call that fits, with its graphs. Two
     calls at a time never share one, and at most one is kept.
     """
-    if not method.capturable or not CapturedSteps.serves(model.device):
-        yield method.init(model, layout, slots, guided, window, tokenizer)
+    if not method.capturable or not CapturedSteps.serves(cast.model.device):
+        yield method.init(cast, slots, guided, window)
         return
     # Graphs hold addresses, and weights may have moved. The grid decides a model's order.
-    weights = tuple(parameter.data_ptr() for parameter in model.parameters())
-    key = (model, weights, tokenizer, layout.grid, slots, guided, window)
+    weights = tuple(parameter.data_ptr() for parameter in cast.model.parameters())
+    layout = cast.layout
+    order = (layout.grid, layout.length, tuple(layout.following or ()))
+    whole = (cast.model, cast.tokenizer, cast.draft_head, cast.draft_model, cast.prefix)
+    key = (whole, weights, order, slots, guided, window)
     kept, method.kept = method.kept, None
     if kept is not None and kept[0] == key:
         state = kept[1]
-        state.layout = replace(state.layout, forced=layout.forced.to(model.device))
+        forced = layout.forced.to(cast.model.device)
+        state.cast = cast.with_layout(replace(state.layout, forced=forced))
         state.warps = Warps()
     else:
         del kept  # before another state needs its memory
-        state = method.init(model, layout, slots, guided, window, tokenizer)
+        state = method.init(cast, slots, guided, window)
     sound = True
     try:
         yield state

@@ -1,7 +1,7 @@
 """The pictures that a decoding method works on, in slots, and what one pass did to them.
 
-Knows tokens, laws and the cache; knows nothing about how a method drafts or accepts, about families
-or pixels.
+Knows tokens by their kind, laws and the cache; knows nothing about how a method drafts or accepts,
+about families or pixels.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ from torch import Tensor
 
 from visual_ar.accel.loop.graphs import CapturedSteps
 from visual_ar.accel.loop.host_copy import OpenLength
-from visual_ar.bits import BitLaw, SubcodeLaw
+from visual_ar.accel.loop.structure import Structure
 from visual_ar.cache import KVCache
-from visual_ar.layout import FREE, Layout
+from visual_ar.cast import Cast
+from visual_ar.layout import Layout
 from visual_ar.models.token_model import TokenModel
-from visual_ar.sampling import (
-    CategoricalLaw,
-    Sampling,
-    Warps,
-    guide,
-    gumbel_noise,
-    logistic_noise,
-    warp,
-)
+from visual_ar.sampling import Sampling, Warps
+from visual_ar.tokens.kind import TokenKind
 
 
 class Step(NamedTuple):
     """What one pass did. Device tensors; whoever reads them on the host decides when.
 
     Attributes:
-        tokens: int64 [B, N] or bool [B, N, d] in decode order; drafts and zeros where not known.
+        tokens: [B, N, *] of the model's kind in decode order; drafts and blanks where not known.
         known: bool [B, N], the committed ranks.
         committed: int64 [B], tokens committed by this pass; 0 for idle slots.
         head_evaluations: evaluations of the model's head by this pass, summed over pictures.
@@ -52,21 +46,24 @@ class Step(NamedTuple):
     spent: Tensor | None = None
     draft_evaluations: int = 0
 
+    @property
+    def settled(self) -> Tensor:
+        """bool [B, N], ranks that no later pass changes: known, or behind the end of a picture."""
+        return self.known | self.done[:, None]
+
 
 @dataclass
 class DecodeState:
     """Static buffers of B slots; a slot is idle until a picture is admitted to it.
 
-    Tokens are int64 [B, Q] codes or, of a model of bits, bool [B, Q, d]; methods that read and
-    write them with `take` and `put` need not know which.
+    Tokens are [B, Q, *] of the model's kind; methods read and write them with `take` and `put`.
 
     Attributes:
-        model: the generator.
-        layout: decode order, shared by the slots.
+        cast: the generator and whoever is with it; its layout is on the device.
         cache: keys and values of R = B or 2B rows.
         guided: whether every slot has an unconditional row.
-        tokens: int64 [B, N + scratch] or bool [B, N + scratch, d], committed tokens, then drafts.
-        length: int64 [B], committed tokens. An idle slot has length N.
+        tokens: [B, N + scratch, *], committed tokens, then drafts; blank at structural ranks.
+        length: int64 [B], ranks that are done with. An idle slot has length N.
         passes: int64 [B], passes made for the picture in the slot.
         root: [R, 1, D], embedding of the last prefix token, the feed of rank -1.
         guidance: fp32 [B, N + scratch] by rank.
@@ -74,21 +71,23 @@ class DecodeState:
         top_k: int64 [B].
         top_p: fp32 [B].
         seed: int64 [B].
-        forced: int64, shaped as `tokens`, -1 where the model chooses; None when nothing is forced.
-        noise: fp32 [B, N + scratch, V] Gumbel noise, or [B, N + scratch, d] logistic noise, fixed
-            per rank, for the frozen modes only; the kernel makes its own.
+        forced: shaped as `TokenKind.no_force`, [B, N + scratch, *]; None when nothing is forced.
+        noise: fp32 [B, N + scratch, *] fixed per rank, for the frozen modes only; the kernel makes
+            its own.
         window: ranks that a pass predicts, W; there are as many scratch ranks.
-        warps: warps that any admitted picture needs.
         open_length: largest length of an unfinished slot, as the host last saw it.
+        warps: warps that any admitted picture needs.
         fused: whether the verification kernel does the method's share of a pass here.
         captured: its passes as graphs; None where passes are run one operation at a time.
+        structure: tables of ranks that no pass draws; None where every rank is drawn.
+        end: int64 [B], ranks of the picture; None where no token ends one.
         method: buffers of the method's own.
+        kind: of the tokens.
         columns: int64 [N + scratch], 0, 1, 2, ... as every pass needs them.
         starts: int64 [B, 1], index of each slot's first row where [B, N + scratch] is one axis.
     """
 
-    model: TokenModel
-    layout: Layout
+    cast: Cast
     cache: KVCache
     guided: bool
     tokens: Tensor
@@ -107,15 +106,29 @@ class DecodeState:
     warps: Warps = field(default_factory=Warps)
     fused: bool = False
     captured: CapturedSteps | None = None
+    structure: Structure | None = None
+    end: Tensor | None = None
     method: Any = None
+    kind: TokenKind = field(init=False)
     columns: Tensor = field(init=False)
     starts: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         slots, width = self.tokens.shape[:2]
         device = self.tokens.device
+        self.kind = self.cast.model.tokens
         self.columns = torch.arange(width, device=device)
         self.starts = torch.arange(0, slots * width, width, device=device)[:, None]
+
+    @property
+    def model(self) -> TokenModel:
+        """The generator."""
+        return self.cast.model
+
+    @property
+    def layout(self) -> Layout:
+        """The decode order."""
+        return self.cast.layout
 
     @property
     def slots(self) -> int:
@@ -127,21 +140,13 @@ class DecodeState:
         """bool [B], idle or finished."""
         return self.length >= self.layout.length
 
-    @property
-    def bits(self) -> int:
-        """Bits of a token d; 0 where tokens are codes."""
-        return self.model.bits
-
     def take(self, ranks: Tensor) -> Tensor:
-        """Tokens of some ranks. ranks: int64 [B, Q]; returns tokens [B, Q]."""
-        return self.tokens.gather(1, self._index(ranks))
+        """Tokens of some ranks. ranks: int64 [B, Q]; returns tokens [B, Q, *]."""
+        return self.tokens.gather(1, self.kind.index(ranks))
 
     def put(self, ranks: Tensor, tokens: Tensor) -> None:
         """Writes tokens. ranks: int64 [B, Q]; tokens: as `take` returns them."""
-        self.tokens.scatter_(1, self._index(ranks), tokens)
-
-    def _index(self, ranks: Tensor) -> Tensor:
-        return ranks[..., None].expand(-1, -1, self.bits) if self.bits else ranks
+        self.tokens.scatter_(1, self.kind.index(ranks), tokens)
 
     def rows(self, slots: Tensor) -> Tensor:
         """Rows of some slots, conditional ones first. slots: int64 [b]; returns [b] or [2b]."""
@@ -162,11 +167,13 @@ class DecodeState:
         visible: Tensor | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
-        """One pass over some tokens of every slot.
+        """One pass over some tokens of every slot, those behind the last pass's first.
+
+        Ranks that were committed without a pass of their own, just before `ranks`, are fed with
+        them; see `Structure.lead`.
 
         Args:
-            tokens: int64 [B, Q] or bool [B, Q, d]. A feed of rank -1 may only stand in the first
-                column.
+            tokens: [B, Q, *]. A feed of rank -1 may only stand in the first column.
             ranks: int64 [B, Q], from -1.
             visible: bool [R, 1, Q, extent], see `TokenModel.forward`; None is the model's own rule.
             slots: int64 [R, Q] of the cache, for models that can "trees"; None is P + rank.
@@ -174,11 +181,37 @@ class DecodeState:
         Returns:
             [R, Q, D] hidden states, or [R, Q, A, D] where ranks have A sources.
         """
-        x, row_ranks = self.inputs(self.model.embed(tokens, ranks), ranks)
+        structure = self.structure
+        if structure is None or structure.lead == 0:
+            return self.forward_alone(tokens, ranks, visible, slots)
+        before = structure.ranks_before(ranks)
+        lead = self.take(before.clamp(min=0))
+        if visible is not None:
+            rows = self.twice(before) + self.cache.prefix
+            visible = torch.cat([self.cache.visible(rows), visible], dim=2)
+            assert slots is not None
+            slots = torch.cat([rows, slots], dim=1)
+        both = torch.cat([lead, tokens], dim=1), torch.cat([before, ranks], dim=1)
+        return self.forward_alone(*both, visible, slots)[:, structure.lead :]
+
+    def forward_alone(
+        self,
+        tokens: Tensor,
+        ranks: Tensor,
+        visible: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` over exactly these ranks, any of them."""
+        x, row_ranks = self.inputs(self.embed(tokens, ranks), ranks)
         return self.model.forward(x, row_ranks, self.cache, visible, slots)
 
+    def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
+        """Embeddings [B, Q, D]; structural ranks have those of their ids. [B, Q, *], [B, Q]."""
+        x = self.model.embed(tokens, ranks)
+        return x if self.structure is None else self.structure.embed(self.model, x, ranks)
+
     def inputs(self, x: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-        """What every row is fed: rank -1, which may only stand in the first column, has the root.
+        """What every row is fed: rank -1 has the root.
 
         Args:
             x: [B, Q, D] embeddings.
@@ -192,50 +225,41 @@ class DecodeState:
         return x.flatten(0, 1), self.row_ranks(ranks)
 
     def law(self, hidden: Tensor, ranks: Tensor) -> Any:
-        """The guided, warped laws of `ranks`; forced ranks are point masses.
+        """The guided, warped laws of `ranks`; what is forced is certain.
 
         Args:
             hidden: hidden states of their sources, as the model's `predict` takes them.
             ranks: int64 [B, Q], from 0.
 
         Returns:
-            as of `warped`.
+            [B, Q] laws of the model's kind of token.
         """
         return self.warped(self.model.predict(hidden, self.row_ranks(ranks)), ranks)
 
-    def warped(self, logits: Tensor, ranks: Tensor) -> Any:
-        """The guided, warped laws out of a head's output; forced ranks are point masses.
-
-        Args:
-            logits: what the model's `predict` gave, fp32 [R, Q, V] of a code book.
-            ranks: int64 [B, Q], from 0.
-
-        Returns:
-            a `CategoricalLaw`, or the law of the model's kind over bits.
-        """
-        if self.bits:
-            return self._bit_law(logits, ranks)
-        if self.guided:
-            conditional, unconditional = logits[: len(ranks)], logits[len(ranks) :]
-            logits = guide(conditional, unconditional, self.guidance.gather(1, ranks))
-        logits = warp(logits, self.temperature, self.top_k, self.top_p, self.warps)
-        if self.forced is not None:
-            token = self.forced.gather(1, ranks)[..., None]
-            codes = torch.arange(logits.shape[-1], device=logits.device)
-            fixed = torch.where(codes == token, 0.0, -torch.inf)
-            logits = torch.where(token >= 0, fixed, logits)
-        return CategoricalLaw(logits=logits)
-
-    def _bit_law(self, predicted: Tensor, ranks: Tensor) -> BitLaw | SubcodeLaw:
-        conditional, unconditional = predicted.chunk(2) if self.guided else (predicted, None)
+    def warped(self, raw: Tensor, ranks: Tensor) -> Any:
+        """The laws out of a head's output. raw: [R, Q, *]; ranks: int64 [B, Q], from 0."""
+        conditional, unconditional = raw.chunk(2) if self.guided else (raw, None)
         scale = self.guidance.gather(1, ranks)
-        law = self.model.bit_law(conditional, unconditional, scale, self.temperature, self.warps)
-        if self.forced is None:
-            return law
-        return law.with_forced(self.forced.gather(1, self._index(ranks)))
+        options = Sampling(scale, self.temperature, self.top_k, self.top_p, self.seed)
+        law = self.kind.law(conditional, unconditional, scale, options, self.warps)
+        return law if self.forced is None else law.with_forced(self.forced_at(ranks))
+
+    def law_from(self, features: Tensor) -> Any:
+        """The laws of features that were kept. features: fp32 [B, Q, F]."""
+        return self.kind.law_from(features, self.temperature)
+
+    @property
+    def law_width(self) -> int:
+        """Numbers F of a law that is kept, see `TokenKind.width`."""
+        return self.kind.width(self.guided)
+
+    def forced_at(self, ranks: Tensor) -> Tensor:
+        """What is forced at some ranks: [B, Q, *]. Only where something is. ranks: int64 [B, Q]."""
+        assert self.forced is not None
+        return self.forced.gather(1, self.kind.index(ranks))
 
     def noise_at(self, ranks: Tensor) -> Tensor:
-        """Noise of some ranks. ranks: int64 [B, Q]; returns [B, Q, V] or [B, Q, d]."""
+        """Noise of some ranks. ranks: int64 [B, Q]; returns fp32 [B, Q, *]."""
         assert self.noise is not None
         rows = (ranks + self.starts).flatten()
         return self.noise.flatten(0, 1).index_select(0, rows).unflatten(0, ranks.shape)
@@ -251,20 +275,24 @@ class DecodeState:
         self.top_k[slots] = on_device.top_k
         self.top_p[slots] = on_device.top_p
         self.seed[slots] = on_device.seed
-        forced = self.layout.forced
-        if self.forced is None and bool((forced != FREE).any()):
-            self.forced = torch.full_like(self.tokens, FREE, dtype=torch.int64)
-        if self.forced is not None:
-            given = forced[slots] if forced.dim() > 1 else forced
-            by_token = self.bits and forced.dim() < 3  # then nothing is forced, see `check`
-            self.forced[slots, :length] = given[..., None] if by_token else given
+        self._set_forced(slots)
         if self.noise is not None:
             ranks = torch.arange(length, device=device)
-            self.noise[slots, :length] = (
-                logistic_noise(on_device.seed, ranks, self.bits)
-                if self.bits
-                else gumbel_noise(on_device.seed, ranks, self.model.vocab_size)
-            )
+            self.noise[slots, :length] = self.kind.noise(on_device.seed, ranks)
+
+    def _set_forced(self, slots: Tensor) -> None:
+        """What the layout forces on new pictures: nothing drawn at structural ranks either."""
+        forced, length, width = self.layout.forced, self.layout.length, self.tokens.shape[1]
+        something = bool(self.kind.forces(forced).any())
+        if self.forced is None and (something or self.structure is not None):
+            self.forced = self.kind.no_force(self.slots, width, device=self.tokens.device)
+        if self.forced is None:
+            return
+        self.forced[slots] = self.kind.no_force(len(slots), width, device=self.tokens.device)
+        if something:
+            self.forced[slots, :length] = forced[slots] if forced.dim() > 1 else forced
+        if self.structure is not None:
+            self.forced[slots[:, None], self.structure.ranks] = 0
 
     def report(
         self,
@@ -282,9 +310,12 @@ class DecodeState:
             draft_evaluations: steps of a draft head a slot.
         """
         limit = self.layout.length
+        known = self.columns[:limit] < self.length[:, None]
+        if self.end is not None:
+            known = known & (self.columns[:limit] < self.end[:, None])
         return Step(
             tokens=self.tokens[:, :limit].clone(),
-            known=self.columns[:limit] < self.length[:, None],
+            known=known,
             committed=committed,
             head_evaluations=head_evaluations * self.slots,
             done=self.done,
@@ -295,9 +326,10 @@ class DecodeState:
     def commit(self, tokens: Tensor, count: Tensor | int) -> Tensor:
         """Writes tokens behind the committed ones and advances the lengths.
 
+        A token that ends a picture finishes it; ranks that no pass draws are passed over.
+
         Args:
-            tokens: int64 [B, Q] or bool [B, Q, d] for ranks length .. length + Q - 1; those past
-                `count` are drafts.
+            tokens: [B, Q, *] for ranks length .. length + Q - 1; those past `count` are drafts.
             count: int64 [B], how many of them are committed; a number is that of every slot.
 
         Returns:
@@ -305,10 +337,24 @@ class DecodeState:
         """
         limit = self.layout.length
         ranks = self.length[:, None] + self.columns[: tokens.shape[1]]
+        if self.structure is not None:  # drafts behind `count` may be anything
+            tokens = self.kind.force(tokens, self.forced_at(ranks))
         # An idle slot writes to its own scratch ranks, never to a finished picture.
         self.put(ranks, tokens)
-        length = (self.length + count).clamp_(max=limit)
-        committed = length - self.length
-        self.passes += committed.sign()
+        before = self.length
+        length = (before + count).clamp_(max=limit)
+        self.passes += before < limit
+        if self.end is not None:
+            ended = self.kind.ends(tokens) & (ranks >= before[:, None]) & (ranks < length[:, None])
+            first = torch.where(ended, ranks + 1, limit).amin(1)
+            length = torch.minimum(length, first)
+            self.end = torch.where(before < limit, torch.minimum(self.end, first), self.end)
+        if self.structure is None:
+            committed = length - before
+        else:
+            committed = self.structure.drawn(before, length)
+            length = self.structure.following[length]
+        if self.end is not None:
+            length = torch.where(self.end < limit, limit, length)
         self.length = length
         return committed

@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 import torch
 
 from visual_ar.accel.loop.contract import Decoding
-from visual_ar.conditioning import Condition
-from visual_ar.layout import Layout
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
 from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import Sampling
 from visual_ar.store import store_folder
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _TOKENS, _PASSES = 40, 20  # a window is tried until so much of every picture is decoded
@@ -46,18 +45,11 @@ class WindowedDecoding(Decoding):
         """The candidates that its options allow."""
         return self.candidates
 
-    def choose_window(
-        self,
-        model: TokenModel,
-        layout: Layout,
-        condition: Condition,
-        sampling: Sampling,
-        tokenizer: VisualTokenizer | None = None,
-    ) -> int:
+    def choose_window(self, cast: Cast, condition: Condition, sampling: Sampling) -> int:
         """The configured window, or the fastest one measured on this device."""
         if self.config.window != "auto":
             return self.config.window
-        return tuned_window(self, model, layout, condition, sampling, tokenizer)
+        return tuned_window(self, cast, condition, sampling)
 
 
 def check_window(window: int | str) -> None:
@@ -73,29 +65,22 @@ def store_path() -> Path:
 
 
 def tuned_window(
-    method: WindowedDecoding,
-    model: TokenModel,
-    layout: Layout,
-    condition: Condition,
-    sampling: Sampling,
-    tokenizer: VisualTokenizer | None = None,
+    method: WindowedDecoding, cast: Cast, condition: Condition, sampling: Sampling
 ) -> int:
     """The fastest window for these pictures on this device, measured at most once.
 
     Args:
         method: whose window is chosen.
-        model: the generator.
-        layout: the decode order.
+        cast: the generator and whoever is with it.
         condition: R = B or 2B rows, used for the measurement.
         sampling: options of the B pictures.
-        tokenizer: whose codes are generated, for methods that compare codes.
     """
-    key = _key(method, model, layout, condition)
+    key = _key(method, cast, condition)
     known = _read()
     if key not in known:
-        given = (model, layout, condition, sampling, tokenizer)
-        candidates = [window for window in method.windows() if window <= layout.length]
-        known[key] = fastest_window(candidates, partial(tokens_a_second, method, *given))
+        candidates = [window for window in method.windows() if window <= cast.layout.length]
+        rate = partial(tokens_a_second, method, cast, condition, sampling)
+        known[key] = fastest_window(candidates, rate)
         _write(key, known[key])
     return known[key]
 
@@ -116,13 +101,7 @@ def fastest_window(candidates: Sequence[int], rate: Callable[[int], float]) -> i
 
 
 def tokens_a_second(
-    method: Decoding,
-    model: TokenModel,
-    layout: Layout,
-    condition: Condition,
-    sampling: Sampling,
-    tokenizer: VisualTokenizer | None,
-    window: int,
+    method: Decoding, cast: Cast, condition: Condition, sampling: Sampling, window: int
 ) -> float:
     """Decodes the beginning of the pictures with a window, and measures it.
 
@@ -130,24 +109,22 @@ def tokens_a_second(
 
     Args:
         method: decodes.
-        model: the generator.
-        layout: the decode order.
+        cast: the generator and whoever is with it.
         condition: R = B or 2B rows.
         sampling: options of the B pictures.
-        tokenizer: whose codes are generated, for methods that compare codes.
         window: ranks that a pass predicts.
     """
-    batch = len(sampling.seed)
+    batch, device = len(sampling.seed), cast.model.device
     guided = len(condition.prefix) == 2 * batch
-    state = method.init(model, layout, batch, guided, window, tokenizer)
-    method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
-    wanted, committed = batch * min(layout.length, _TOKENS), 0
+    state = method.init(cast, batch, guided, window)
+    method.admit(state, torch.arange(batch, device=device), condition, sampling)
+    wanted, committed = batch * min(cast.layout.length, _TOKENS), 0
     seconds: list[float] = []
     while committed < wanted and len(seconds) < _PASSES and state.open_length.read() >= 0:
-        _synchronise(model.device)
+        _synchronise(device)
         start = time.perf_counter()
         step = method.advance(state)
-        _synchronise(model.device)
+        _synchronise(device)
         seconds.append(time.perf_counter() - start)
         committed += int(step.committed.sum())
     return committed / (len(seconds) * sorted(seconds)[len(seconds) // 4])
@@ -158,9 +135,9 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Condition) -> str:
+def _key(method: Decoding, cast: Cast, condition: Condition) -> str:
     options = {k: v for k, v in method.config.items() if not k.startswith("_") and k != "window"}
-    device = model.device
+    model, device = cast.model, cast.model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     parts = {
         "device": name,
@@ -168,8 +145,8 @@ def _key(method: Decoding, model: TokenModel, layout: Layout, condition: Conditi
         "method": type(method).__name__,
         "options": options,
         "model": _public(model),
-        "draft_model": None if model.draft_model is None else _public(model.draft_model),
-        "grid": layout.grid,
+        "draft_model": None if cast.draft_model is None else _public(cast.draft_model),
+        "grid": cast.layout.grid,
         "rows": len(condition.prefix),
         "torch": torch.__version__,
     }

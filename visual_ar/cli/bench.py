@@ -228,9 +228,7 @@ def bench(
 
 def subjects(pipe: "VisualARPipeline") -> list[str]:
     """Returns what to draw when nothing is named: some words, or all classes."""
-    if pipe.text_encoder is not None:
-        return list(PROMPTS)
-    return list(pipe.config.class_names or map(str, range(pipe.model.config.num_classes)))
+    return pipe.conditioner.known or list(PROMPTS)
 
 
 def _options(

@@ -61,9 +61,8 @@ def demo(
 def warm_up(pipe: "VisualARPipeline") -> None:
     """Makes one pass as the page asks at first, so that the window is measured before a visitor
     waits for it; the measurement is kept for later starts."""
-    from visual_ar.app.settings import PICTURES, kind
+    from visual_ar.app.settings import PICTURES
 
-    anything = "picture" if pipe.text_encoder is not None else 0
-    call: dict[str, Any] = {kind(pipe): anything, "num_images_per_prompt": PICTURES, "seeds": 0}
-    passes = pipe.stream(**call)
+    call: dict[str, Any] = pipe.conditioner.asks(pipe.conditioner.anything)
+    passes = pipe.stream(**call, num_images_per_prompt=PICTURES, seeds=0)
     next(iter(passes))

@@ -84,7 +84,7 @@ def sample(
     subjects = None if prompts is None else read_prompts(prompts)
     decoding = None if method is None else parse_method(method)
     pipe = load(model, device, dtype)
-    if subjects is None and pipe.text_encoder is not None:
+    if subjects is None and not pipe.conditioner.known:
         raise ValueError(
             f"prompts must be given by --prompts for the text-conditional model {model}, got none"
         )

@@ -153,7 +153,7 @@ def measured_quality(
         check_count(dataset, count)
     drawn = source(pipe, pipe.scheduler)
     for dataset in datasets:
-        if pipe.text_encoder is not None and dataset.items:
+        if not pipe.conditioner.known and dataset.items:
             found = emoji_retrieval(drawn, dataset, features, count, seed)["train"]
             hits = {f"hits in top {TOP}": found[f"hit_rate_top_{TOP}"]}
             return hits | {DISTANCE: found["distance_to_data"]}
@@ -192,7 +192,7 @@ def _entrants(
 
 
 def _is_chain(pipe: VisualARPipeline) -> bool:
-    grid = pipe.image_tokenizer.grid(pipe.config.height, pipe.config.width)
+    grid = pipe.image_tokenizer.grid(pipe.size)
     return pipe.model.layout(grid).is_chain
 
 
@@ -227,7 +227,7 @@ def _measure(
 
 
 def _row(entrant: Entrant, batches: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    models = [entrant.pipe.model, entrant.pipe.model.draft_model if "+" in entrant.model else None]
+    models = [entrant.pipe.model, entrant.pipe.draft_model if "+" in entrant.model else None]
     return {
         "model": entrant.model,
         "method": type(entrant.method).__name__,
@@ -242,8 +242,6 @@ def _settled(entrant: Entrant, schedule: Schedule, batch: int) -> Contender:
     """The method with its window chosen, before anything is timed."""
     work, numbers = entrant.workload, schedule.parts(batch)[0]
     sampling = work.sampling(schedule.seeds(numbers, 0))
-    entrant.method.check(work.model, work.layout, work.tokenizer)
-    window = entrant.method.choose_window(
-        work.model, work.layout, work.condition(numbers), sampling, work.tokenizer
-    )
+    entrant.method.check(work.cast)
+    window = entrant.method.choose_window(work.cast, work.condition(numbers), sampling)
     return Contender(entrant.method, window)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.kernels.specialise import codes_of
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.loop.fused import draw_window, verify_window
 from visual_ar.accel.loop.graphs import extent_for
 from visual_ar.accel.loop.state import DecodeState
+from visual_ar.cast import Cast
 from visual_ar.evaluation import machine, timing
 from visual_ar.evaluation.probes import Clock, now
 from visual_ar.evaluation.speed import parse_method
@@ -150,7 +150,7 @@ def _halfway(model: LlamaGen, method: Decoding, batch: int, window: int) -> Deco
     device, side = model.device, model.config.grid_size
     layout = model.layout((side, side))
     labels = torch.arange(batch, device=device) % model.config.num_classes
-    state = method.init(model, layout, batch, True, window)
+    state = method.init(Cast(model, layout), batch, True, window)
     sampling = Sampling.create(list(range(batch)), 2.0, top_k=min(2000, model.vocab_size))
     slots = torch.arange(batch, device=device)
     method.admit(state, slots, model.condition(labels), sampling)
@@ -186,5 +186,7 @@ def _judge(method: Decoding, state: DecodeState, hidden: Tensor, ranks: Tensor) 
     if not isinstance(method, SpeculativeJacobiDecoding):
         return draw_window(state, hidden, ranks)
     drafts, buffers = state.tokens.gather(1, ranks[:, :-1]), state.method
-    options = (method.config.rule, method.config.coupling, codes_of(buffers.rule))
+    form = buffers.rule.kernel_form()
+    codes = None if form is None else form.codes
+    options = (method.config.rule, method.config.coupling, codes)
     return verify_window(state, hidden, ranks, drafts, buffers.q, *options)

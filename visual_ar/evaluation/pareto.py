@@ -17,6 +17,7 @@ from visual_ar.evaluation.quality import DISTANCE, NETWORK, TOP, Features, choos
 from visual_ar.evaluation.retrieval import retrieve
 from visual_ar.evaluation.speed import BASELINE, Schedule, bench_pipeline, parse_method
 from visual_ar.evaluation.workload import DEFAULTS, Options, source
+from visual_ar.tokens.kind import FLIPS, TABLE
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -84,10 +85,11 @@ class Asked(NamedTuple):
 
 def suite(pipe: VisualARPipeline) -> tuple[str, ...]:
     """The methods of the chart that a pipeline can serve."""
-    if pipe.model.bits:
-        near = BY_HAMMING_DISTANCE if "bits" in pipe.model.capabilities else ()
+    kind = pipe.model.tokens
+    if TABLE not in kind.offers:
+        near = BY_HAMMING_DISTANCE if FLIPS in kind.offers else ()
         return (*OF_BITS, *near)
-    head = WITH_HEAD if pipe.model.draft_head is not None else ()
+    head = WITH_HEAD if pipe.draft_head is not None else ()
     denoising = WITH_DENOISING if "denoising" in pipe.model.capabilities else ()
     return (*SUITE, *head, *denoising)
 

@@ -6,7 +6,6 @@ Knows methods and models by their contracts only.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.bits import SubcodeLaw
+from visual_ar.cast import Cast
 from visual_ar.evaluation.workload import Workload
-from visual_ar.models.token_model import TokenModel
 
 Clock = Callable[[], float]
 
@@ -34,25 +32,23 @@ def law_entropy(
         workload: what was drawn.
         numbers: of the B pictures.
         seeds: one a picture.
-        tokens: int64 [B, N] or bool [B, N, d] in decode order.
+        tokens: [B, N, *] in decode order.
 
     Returns:
         fp32 [B, N], in bits. Of sub-codes, whose entropy has no closed form, how surprising the
         token is that was drawn, which is the entropy on average.
     """
-    model, layout, sampling = workload.model, workload.layout, workload.sampling(seeds)
+    model, sampling = workload.cast.model, workload.sampling(seeds)
     condition = workload.condition(numbers)
     batch, length = tokens.shape[:2]
     method = SequentialDecoding()
     guided = len(condition.prefix) == 2 * batch
-    state = method.init(model, layout, batch, guided, window=length)
+    state = method.init(workload.cast, batch, guided, window=length)
     method.admit(state, torch.arange(batch, device=model.device), condition, sampling)
     ranks = torch.arange(length, device=model.device).expand(batch, -1)
     feed = tokens.to(model.device).roll(1, dims=1)  # rank -1 is fed the prefix, not a token
     law = state.law(state.forward(feed, ranks - 1), ranks)
-    if isinstance(law, SubcodeLaw):
-        return -law.log_prob(tokens.to(model.device)) / math.log(2)
-    return law.entropy()
+    return law.uncertainty(tokens.to(model.device))
 
 
 @torch.inference_mode()
@@ -82,13 +78,11 @@ def outside_model_share(
     """
     condition = workload.condition(numbers)
     sampling = workload.sampling(seeds)
-    device = workload.model.device
+    cast, device = workload.cast, workload.cast.model.device
     method = copy.copy(method)
     method.capturable = False  # a graph does not come back between its parts
-    with _timed(workload.model, clock) as inside:
-        steps = method.decode(
-            workload.model, workload.layout, condition, sampling, window, workload.tokenizer
-        )
+    with _timed(cast, clock) as inside:
+        steps = method.decode(cast, condition, sampling, window)
         next(steps)
         inside.clear()
         start = now(device, clock)
@@ -98,9 +92,10 @@ def outside_model_share(
 
 
 @contextmanager
-def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
+def _timed(cast: Cast, clock: Clock) -> Iterator[list[float]]:
     """Collects the seconds of every call of the model's trunk and head, and of its draft head."""
     seconds: list[float] = []
+    model = cast.model
 
     def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -112,8 +107,8 @@ def _timed(model: TokenModel, clock: Clock) -> Iterator[list[float]]:
         return call
 
     parts: list[tuple[torch.nn.Module, str]] = [(model, "forward"), (model, "predict")]
-    if model.draft_head is not None:
-        parts.append((model.draft_head, "forward"))
+    if cast.draft_head is not None:
+        parts.append((cast.draft_head, "forward"))
     for owner, part in parts:
         setattr(owner, part, timed(getattr(owner, part)))
     try:

@@ -22,6 +22,7 @@ from visual_ar.evaluation.networks import Network
 from visual_ar.evaluation.pictures import Fingerprint, Pictures
 from visual_ar.evaluation.result import document
 from visual_ar.evaluation.workload import fingerprint_parts
+from visual_ar.size import Size
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 Progress = Callable[[int, int], None]
@@ -106,7 +107,7 @@ class _Measured:
         tokenizer = self._tokenizer
         given = torch.from_numpy(rows).permute(0, 3, 1, 2)
         pixels = (given.to(tokenizer.device).float() / 127.5 - 1).to(tokenizer.dtype)
-        grid = tokenizer.grid(*rows.shape[1:3])
+        grid = tokenizer.grid(Size(*rows.shape[1:3]))
         tokens = tokenizer.encode(pixels)
         made = rounded(tokenizer.decode(tokens, grid)).cpu()
         self._codes.add(tokens)

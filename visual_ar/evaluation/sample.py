@@ -89,7 +89,7 @@ def sample(
     asked = {
         "count": count,
         "seed": seed,
-        "kind": "class" if pipe.text_encoder is None else "prompt",
+        "kind": pipe.conditioner.key,
         "subjects": chosen,
         "weights": fingerprint(pipe),
         "sampling": sampling,
@@ -158,21 +158,17 @@ def _subjects(pipe: VisualARPipeline, subjects: Sequence[str] | None) -> list[st
         if not subjects:
             raise ValueError("subjects must name at least one picture, got none")
         return list(subjects)
-    if pipe.text_encoder is not None:
+    known = pipe.conditioner.known
+    if not known:
         raise ValueError("subjects must be given for this text-conditional model, got None")
-    return list(pipe.config.class_names or map(str, range(pipe.model.config.num_classes)))
+    return known
 
 
 def _request(
     pipe: VisualARPipeline, subjects: list[str], seeds: list[int], options: Options
 ) -> Request:
-    text = pipe.text_encoder is not None
-    return pipe.check_inputs(
-        prompt=subjects if text else None,
-        class_labels=None if text else subjects,
-        seeds=seeds,
-        **options._asdict(),
-    )
+    call: dict[str, Any] = pipe.conditioner.asks(subjects)
+    return pipe.check_inputs(**call, seeds=seeds, **options._asdict())
 
 
 def _arithmetic(pipe: VisualARPipeline) -> dict[str, Any]:
@@ -241,9 +237,7 @@ def _settle(pipe: VisualARPipeline, subject: str, slots: int, window: int | None
     if window is None:
         request = _request(pipe, [subject] * slots, list(range(slots)), DEFAULTS)
         condition = pipe.encode_condition(request, guided=True)
-        window = method.choose_window(
-            pipe.model, request.layout, condition, request.sampling, pipe.image_tokenizer
-        )
+        window = method.choose_window(pipe.cast(request.layout), condition, request.sampling)
     return type(method).from_config(method.config, window=window)
 
 

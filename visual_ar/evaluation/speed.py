@@ -151,22 +151,22 @@ def bench(
     schedule.check()
     decodings = {name: parse_method(name) for name in dict.fromkeys((BASELINE, *methods))}
     for decoding in decodings.values():
-        decoding.check(workload.model, workload.layout, workload.tokenizer)
+        decoding.check(workload.cast)
     contenders = {
         (name, batch): _settled(decoding, workload, schedule, batch)
         for name, decoding in decodings.items()
         for batch in schedule.batches
     }
     order, trials = _measure(contenders, workload, schedule, clock, progress)
-    first = schedule.batches[0]
+    first, model = schedule.batches[0], workload.cast.model
     return {
-        "machine": machine.describe(workload.model.device, workload.model.dtype),
+        "machine": machine.describe(model.device, model.dtype),
         "baseline": BASELINE,
         **schedule._asdict(),
         "order": order,
-        "tokens": workload.layout.length,
-        "vocabulary": workload.model.vocab_size,
-        "prefill_passes": int(workload.model.prefix_length > 1),
+        "tokens": workload.cast.layout.length,
+        "vocabulary": model.vocab_size,
+        "prefill_passes": int(workload.cast.prefix > 1),
         "entropy_bits_per_token": _entropy(workload, schedule, trials[BASELINE, first]),
         "methods": [
             _describe(name, contenders, trials, workload, schedule, clock) for name in decodings
@@ -242,10 +242,7 @@ def _settled(method: Decoding, workload: Workload, schedule: Schedule, batch: in
     numbers = schedule.parts(batch)[0]
     sampling = workload.sampling(schedule.seeds(numbers, 0))
     condition = workload.condition(numbers)
-    window = method.choose_window(
-        workload.model, workload.layout, condition, sampling, workload.tokenizer
-    )
-    return Contender(method, window)
+    return Contender(method, method.choose_window(workload.cast, condition, sampling))
 
 
 def _measure(
@@ -309,8 +306,7 @@ def draw(
         clock: seconds from any origin.
     """
     method, window = contender
-    model, sampling = workload.model, workload.sampling(seeds)
-    device = model.device
+    device, sampling = workload.cast.model.device, workload.sampling(seeds)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -318,8 +314,7 @@ def draw(
     condition = workload.condition(numbers)
     times.append(now(device, clock))
     committed, spent, head_evaluations, draft_evaluations = [], [], 0, 0
-    steps = method.decode(model, workload.layout, condition, sampling, window, workload.tokenizer)
-    for step in steps:
+    for step in method.decode(workload.cast, condition, sampling, window):
         committed.append(step.committed)
         if step.spent is not None:
             spent.append(step.spent)

@@ -14,12 +14,10 @@ from torch import Tensor
 
 import visual_ar
 from visual_ar.accel.loop.contract import Decoding
-from visual_ar.conditioning import Condition
+from visual_ar.cast import Cast
+from visual_ar.conditioning.condition import Condition
 from visual_ar.evaluation.quality import Source
-from visual_ar.layout import Layout
-from visual_ar.models.token_model import TokenModel
 from visual_ar.sampling import Sampling
-from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -31,20 +29,16 @@ class Workload:
     """What is drawn, one function a stage.
 
     Attributes:
-        model: the generator.
-        layout: its decode order.
+        cast: the generator, its decode order and whoever is with it.
         condition: encodes the pictures of the given numbers, counted from 0.
         sampling: options of pictures with the given seeds.
-        detokenise: int64 [B, N] in decode order to pixels [B, 3, H, W].
-        tokenizer: whose codes are generated, for methods that compare codes.
+        detokenise: tokens [B, N, *] in decode order to pixels [B, 3, H, W].
     """
 
-    model: TokenModel
-    layout: Layout
+    cast: Cast
     condition: Callable[[Sequence[int]], Condition]
     sampling: Callable[[list[int]], Sampling]
     detokenise: Callable[[Tensor], Tensor]
-    tokenizer: VisualTokenizer | None = None
 
 
 class Options(NamedTuple):
@@ -95,7 +89,7 @@ def from_pipeline(
     def detokenise(tokens: Tensor) -> Tensor:
         return pipe.image_tokenizer.decode(layout.cells(tokens), layout.grid)
 
-    return Workload(pipe.model, layout, condition, sampling, detokenise, pipe.image_tokenizer)
+    return Workload(pipe.cast(layout), condition, sampling, detokenise)
 
 
 def source(
@@ -116,10 +110,7 @@ def source(
         work = from_pipeline(pipe, subjects, options)
         condition = work.condition(range(len(subjects)))
         sampling = work.sampling(seeds)
-        steps = method.decode(
-            work.model, work.layout, condition, sampling, tokenizer=work.tokenizer
-        )
-        for step in steps:
+        for step in method.decode(work.cast, condition, sampling):
             tokens = step.tokens
         pixels = work.detokenise(tokens).float().clamp(-1, 1)
         return ((pixels + 1) * 127.5).round() / 127.5 - 1
@@ -134,7 +125,7 @@ def fingerprint(pipe: VisualARPipeline) -> str:
 
     A model that drafts is no component, but what hybrid decoding draws depends on it.
     """
-    drafter = pipe.model.draft_model
+    drafter = pipe.draft_model
     drafting = {} if drafter is None else {"draft_model": drafter}
     return fingerprint_parts({**pipe.components, **drafting})
 
@@ -154,18 +145,9 @@ def fingerprint_parts(parts: Mapping[str, Any]) -> str:
 def _request(
     pipe: VisualARPipeline, subjects: Sequence[str], seeds: list[int], options: Options
 ) -> Request:
-    """The checked call. Text goes to text-conditional models, names or numbers to the others."""
-    text = pipe.text_encoder is not None
-    names = list(subjects)
-    return pipe.check_inputs(
-        prompt=names if text else None,
-        class_labels=None if text else names,
-        guidance_scale=options.guidance_scale,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seeds=seeds,
-    )
+    """The checked call."""
+    call: dict[str, Any] = pipe.conditioner.asks(list(subjects))
+    return pipe.check_inputs(**call, **options._asdict(), seeds=seeds)
 
 
 def _public(config: Any) -> dict[str, Any]:

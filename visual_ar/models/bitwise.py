@@ -17,11 +17,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_ar.bits import SubcodeLaw, check_bit_warps
 from visual_ar.layers import Linear, RMSNorm, SwiGLU
 from visual_ar.models.llamagen import LlamaGen
-from visual_ar.sampling import Warps
 from visual_ar.tokenizers.bit_codes import bits_to_codes, codes_to_bits
+from visual_ar.tokens.bits import Bits
+from visual_ar.tokens.kind import TokenKind
+from visual_ar.tokens.subcodes import Subcodes
 
 WIDEST_SUBCODE = 14  # bits; a sub-code has a softmax over all its values
 
@@ -56,7 +57,7 @@ class BitLlamaGen(LlamaGen):
         ValueError: bits is below 1, or as `LlamaGen`.
     """
 
-    capabilities = frozenset({"bits"})
+    capabilities = frozenset()
 
     @register_to_config
     def __init__(
@@ -76,6 +77,11 @@ class BitLlamaGen(LlamaGen):
         if bits < 1:
             raise ValueError(f"bits must be at least 1, got {bits}")
         self._build()
+
+    @property
+    def tokens(self) -> TokenKind:
+        """Vectors of the configuration's bits."""
+        return Bits(self.config.bits)
 
     @property
     def bits(self) -> int:
@@ -174,7 +180,6 @@ class SubcodeLlamaGen(BitLlamaGen):
         ValueError: the bits do not divide into the sub-codes, or as `BitLlamaGen`.
     """
 
-    capabilities = frozenset({"subcodes"})
     delta_prefix = "output."
 
     @register_to_config
@@ -203,6 +208,17 @@ class SubcodeLlamaGen(BitLlamaGen):
                 f"logit, got {bits} bits in {subcodes} sub-codes"
             )
         self._build()
+
+    @property
+    def tokens(self) -> TokenKind:
+        """Vectors of bits that `output` draws sub-code by sub-code."""
+        config, dtype = self.config, self.dtype
+        return Subcodes(
+            config.bits,
+            config.subcodes,
+            config.dim,
+            lambda hidden, earlier: self.output(hidden.to(dtype), earlier),
+        )
 
     @classmethod
     def from_base(cls, base: BitLlamaGen, options: Mapping[str, Any]) -> SubcodeLlamaGen:
@@ -235,46 +251,6 @@ class SubcodeLlamaGen(BitLlamaGen):
         hidden: [R, Q, D]; returns the same.
         """
         return hidden
-
-    def bit_law(
-        self,
-        conditional: Tensor,
-        unconditional: Tensor | None,
-        scale: Tensor,
-        temperature: Tensor,
-        warps: Warps,
-    ) -> SubcodeLaw:
-        """See `TokenModel.bit_law`. Guidance and temperature are those of every softmax."""
-        check_bit_warps(warps)
-        shape = (*scale.shape, 1)
-        rows = [conditional] if unconditional is None else [conditional, unconditional]
-        features = [row.float() for row in rows]
-        features += [scale[..., None], scale.new_zeros(shape)]
-        features += [scale.new_full((*scale.shape, self.bits), -1.0)]
-        return self.law_from(torch.cat(features, dim=-1), temperature)
-
-    def law_width(self, guided: bool) -> int:
-        """See `TokenModel.law_width`."""
-        return (2 if guided else 1) * self.config.dim + 2 + self.bits
-
-    def law_from(self, features: Tensor, temperature: Tensor) -> SubcodeLaw:
-        """See `TokenModel.law_from`."""
-        config, dtype = self.config, self.dtype
-        return SubcodeLaw(
-            lambda hidden, earlier: self.output(hidden.to(dtype), earlier),
-            features,
-            temperature,
-            config.bits,
-            config.subcodes,
-            config.dim,
-        )
-
-    def draft_features(self, tokens: Tensor, sure: Tensor, width: int) -> Tensor:
-        """See `TokenModel.draft_features`."""
-        flat = tokens.new_zeros((*tokens.shape[:-1], width - self.bits), dtype=torch.float32)
-        flat[..., -1] = 1
-        forced = torch.where(sure[..., None], tokens.float(), -1.0)
-        return torch.cat([flat, forced], dim=-1)
 
     def split(self, tokens: Tensor) -> Tensor:
         """The sub-codes of tokens. bool [..., d]; returns int64 [..., m]."""

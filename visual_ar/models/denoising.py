@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
-from visual_ar.conditioning import Condition
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layers import Linear, RMSNorm, SwiGLU
 from visual_ar.models.llamagen import Adapt, LlamaGen
 from visual_ar.models.token_model import DenoisingModel
@@ -102,7 +102,7 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
         ValueError: an option outside its range.
     """
 
-    capabilities = frozenset({"categorical", "denoising"})
+    capabilities = frozenset({"denoising"})
     delta_prefix = "denoiser."
 
     @register_to_config
@@ -257,7 +257,7 @@ class DenoisingLlamaGen(LlamaGen, DenoisingModel):
     def _clean(self, tokens: Tensor, ranks: Tensor, condition: Condition) -> _CleanKeys:
         """Keys and values of clean inputs. tokens, ranks: int64 [B, N - 1]."""
         prefix = self.prefix_length
-        cache = self.new_cache(len(tokens), prefix + tokens.shape[1])
+        cache = self.new_cache(len(tokens), prefix + tokens.shape[1], prefix)
         cache.prefix_mask = condition.mask
         x = torch.cat([condition.prefix, self.embed(tokens, ranks)], dim=1)
         before = torch.arange(-prefix, 0, device=tokens.device).expand(len(tokens), -1)

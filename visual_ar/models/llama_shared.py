@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
-from visual_ar.conditioning import Condition
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layers import Linear, rotations_2d
 from visual_ar.models.token_model import TokenModel
+from visual_ar.tokens.codes import Codes
+from visual_ar.tokens.kind import TokenKind
 
 _INITIAL_STD = 0.02
 
@@ -75,6 +77,11 @@ class ConditionedModel(TokenModel):
     _rotations: Tensor | None = None  # not a buffer: it stays complex64 in every dtype
 
     @property
+    def tokens(self) -> TokenKind:
+        """Codes of the configuration's vocabulary."""
+        return Codes(self.vocab_size)
+
+    @property
     def vocab_size(self) -> int:
         """Number of codes V."""
         return self.config.vocab_size
@@ -89,15 +96,15 @@ class ConditionedModel(TokenModel):
         """1 for a class, the caption length for text."""
         return 1 if self.config.caption_dim is None else self.config.caption_length
 
-    def new_cache(self, rows: int, slots: int) -> KVCache:
-        """An empty cache. slots: of every row, the prefix included."""
+    def new_cache(self, rows: int, slots: int, prefix: int) -> KVCache:
+        """See `TokenModel.new_cache`."""
         return KVCache(
             layers=len(self.layers),
             rows=rows,
             heads=self.config.n_head,
             slots=slots,
             head_dim=self.config.dim // self.config.n_head,
-            prefix=self.prefix_length,
+            prefix=prefix,
             dtype=self.dtype,
             device=self.device,
         )

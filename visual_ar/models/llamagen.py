@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
-from visual_ar.conditioning import Condition
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layers import Block, Linear, Pass, RMSNorm
 from visual_ar.layout import Layout, raster_layout
 from visual_ar.models.llama_shared import (
@@ -67,7 +67,7 @@ class LlamaGen(ConditionedModel):
         ValueError: neither or both conditions are given, or the heads do not fit the width.
     """
 
-    capabilities = frozenset({"categorical", "trees"})
+    capabilities = frozenset({"trees"})
     _repeated_blocks = ["Block"]  # noqa: RUF012  (read by diffusers' compile_repeated_blocks)
 
     @register_to_config

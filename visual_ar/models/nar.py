@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
-from visual_ar.conditioning import Condition
+from visual_ar.conditioning.condition import Condition
 from visual_ar.layers import Block, Linear, Pass, RMSNorm
 from visual_ar.layout import ABSENT, Layout, neighbour_layout
 from visual_ar.models.llama_shared import (
@@ -92,7 +92,7 @@ class NAR(ConditionedModel):
         ValueError: neither or both conditions are given, or the heads do not fit the width.
     """
 
-    capabilities = frozenset({"categorical", "some sources"})
+    capabilities = frozenset({"some sources"})
     _repeated_blocks = ["Block"]  # noqa: RUF012  (read by diffusers' compile_repeated_blocks)
 
     @register_to_config
@@ -279,7 +279,7 @@ class NAR(ConditionedModel):
                 layout = neighbour_layout(self.grid)
                 prefix = torch.arange(self.prefix_length)
                 self._known = _Tables(
-                    cell=torch.cat([prefix, layout.order + len(prefix)]).to(device),
+                    cell=torch.cat([prefix, layout.cell + len(prefix)]).to(device),
                     end=torch.cat([prefix + 1, layout.group_end + len(prefix)]).to(device),
                     sources=layout.sources.to(device),
                     present=(layout.sources != ABSENT).to(device),

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
-import torch
 from diffusers import ConfigMixin
 from torch import Tensor
 
-from visual_ar.bits import BitLaw, SubcodeLaw, certain
 from visual_ar.cache import KVCache
 from visual_ar.eight_bit import EightBitModel
 from visual_ar.layout import Layout
-from visual_ar.sampling import Warps
-
-if TYPE_CHECKING:
-    from visual_ar.models.draft_head import DraftHead
+from visual_ar.tokens.kind import TokenKind
 
 
 class TokenModel(EightBitModel, ConfigMixin):
@@ -27,72 +21,29 @@ class TokenModel(EightBitModel, ConfigMixin):
     ranks 0..N-1, and ranks from N on are scratch: accepted, with results that nobody reads.
 
     Attributes:
-        capabilities: what its head gives, "categorical" being logits over a code book, "bits" the
-            log-odds of every bit of tokens that are bit vectors, "subcodes" softmaxes over parts of
-            such tokens, one after the other; "trees" when `forward` can write several drafts of one
-            rank to `slots` of their own; "some sources" when `predict` takes a third argument
-            `present`, bool [R, Q, A], sources to read.
+        capabilities: what it can do beside what every model does: "trees" when `forward` can write
+            several drafts of one rank to `slots` of their own; "some sources" when `predict` takes
+            a third argument `present`, bool [R, Q, A], sources to read; "denoising", see
+            `DenoisingModel`.
     """
 
     config_name = "config.json"
     capabilities: frozenset[str] = frozenset()
-    # In tuples, so that their weights do not become the model's own.
-    _draft_heads: tuple[DraftHead, ...] = ()
-    _draft_models: tuple[TokenModel, ...] = ()
 
     @property
-    def draft_head(self) -> DraftHead | None:
-        """What drafts tokens for this model from its hidden states, if there is anything."""
-        return self._draft_heads[0] if self._draft_heads else None
-
-    def use_draft_head(self, head: DraftHead | None) -> None:
-        """Takes a draft head, or gives it up. Its weights stay apart from the model's.
-
-        Raises:
-            ValueError: it was made for another model.
-        """
-        if head is not None:
-            head.check(self)
-        self._draft_heads = () if head is None else (head,)
-
-    @property
-    def draft_model(self) -> TokenModel | None:
-        """Another model of the same tokens that drafts for this one, if there is any."""
-        return self._draft_models[0] if self._draft_models else None
-
-    def use_draft_model(self, model: TokenModel | None) -> None:
-        """Takes another model that drafts, or gives it up. Its weights stay apart from this one's.
-
-        Raises:
-            ValueError: the code books differ, or it does not tell the laws of its drafts.
-        """
-        if model is not None:
-            if model.vocab_size != self.vocab_size:
-                raise ValueError(
-                    f"draft_model must share the tokenizer's {self.vocab_size} codes, "
-                    f"got {model.vocab_size} codes"
-                )
-            if "categorical" not in model.capabilities:
-                raise ValueError(
-                    "draft_model must name the law of every draft (categorical), "
-                    f"{type(model).__name__} has {sorted(model.capabilities)}"
-                )
-        self._draft_models = () if model is None else (model,)
+    @abstractmethod
+    def tokens(self) -> TokenKind:
+        """What a token is, and the law it takes from `predict`."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of codes V."""
+        """Number of different tokens V."""
 
     @property
-    def bits(self) -> int:
-        """Bits of a token d, for models whose tokens are bool [R, Q, d]; 0 for codes."""
-        return 0
-
-    @property
-    @abstractmethod
-    def prefix_length(self) -> int:
-        """Number of prefix tokens P, at least 1."""
+    def prefix_length(self) -> int | None:
+        """Number of prefix tokens P, at least 1; None where the conditioner decides it."""
+        return None
 
     @property
     @abstractmethod
@@ -108,12 +59,26 @@ class TokenModel(EightBitModel, ConfigMixin):
         """
 
     @abstractmethod
-    def new_cache(self, rows: int, slots: int) -> KVCache:
-        """An empty cache in the model's dtype and on its device. `slots` includes the prefix."""
+    def new_cache(self, rows: int, slots: int, prefix: int) -> KVCache:
+        """An empty cache in the model's dtype and on its device.
+
+        Args:
+            rows: R.
+            slots: of every row, the prefix included.
+            prefix: prefix slots P.
+        """
 
     @abstractmethod
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
-        """Input embeddings [R, Q, D]. tokens: int64 [R, Q] or bool [R, Q, d]; ranks: [R, Q]."""
+        """Input embeddings [R, Q, D]. tokens: [R, Q, *] of `tokens`; ranks: int64 [R, Q]."""
+
+    def embed_structure(self, ids: Tensor) -> Tensor:
+        """Input embeddings [R, Q, D] of structural ids, see `Layout.structure`. int64 [R, Q].
+
+        Raises:
+            ValueError: the model has no structure.
+        """
+        raise ValueError(f"{type(self).__name__} must know structural ranks for this layout")
 
     @abstractmethod
     def forward(
@@ -148,51 +113,8 @@ class TokenModel(EightBitModel, ConfigMixin):
             ranks: int64 [R, Q], the ranks predicted.
 
         Returns:
-            fp32 logits [R, Q, V] for a categorical head, log-odds [R, Q, d] for bits.
+            [R, Q, *], what `TokenKind.law` takes: fp32 logits [R, Q, V] for codes.
         """
-
-    def bit_law(
-        self,
-        conditional: Tensor,
-        unconditional: Tensor | None,
-        scale: Tensor,
-        temperature: Tensor,
-        warps: Warps,
-    ) -> BitLaw | SubcodeLaw:
-        """The guided, warped laws of tokens of bits; see `BitLaw.warped`.
-
-        Args:
-            conditional: [B, Q, *], from `predict`.
-            unconditional: likewise, or None without guidance.
-            scale: [B, Q], guidance.
-            temperature: [B], above 0.
-            warps: what any picture needs.
-
-        Raises:
-            ValueError: some picture asks for top-k or top-p.
-        """
-        return BitLaw.warped(conditional, unconditional, scale, temperature, warps)
-
-    def law_width(self, guided: bool) -> int:
-        """Features F of a law over bits, see `BitLaw.features`."""
-        return self.bits
-
-    def law_from(self, features: Tensor, temperature: Tensor) -> BitLaw | SubcodeLaw:
-        """The laws of features that were kept. features: [B, Q, F]; temperature: [B]."""
-        return BitLaw(features)
-
-    def draft_features(self, tokens: Tensor, sure: Tensor, width: int) -> Tensor:
-        """Features of laws that always give some tokens, and are uniform elsewhere.
-
-        Args:
-            tokens: bool [B, Q, d].
-            sure: bool [B, Q], where the token is certain.
-            width: F.
-
-        Returns:
-            fp32 [B, Q, F].
-        """
-        return torch.where(sure[..., None], certain(tokens), 0.0)
 
 
 class DenoisingModel(TokenModel):

@@ -24,6 +24,7 @@ from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.llama_shared import ConditionedModel
 from visual_ar.pipeline import OPTIONS, VisualARPipeline
+from visual_ar.size import Size
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
@@ -54,7 +55,7 @@ def save_pipeline(
     """
     parts = _in_float16((model, tokenizer, text_encoder), output.name)
     side = model.config.grid_size * tokenizer.downsample
-    chain = model.layout(tokenizer.grid(side, side)).is_chain
+    chain = model.layout(tokenizer.grid(Size(side, side))).is_chain
     pipe = VisualARPipeline(
         model=parts[0],
         image_tokenizer=parts[1],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from visual_ar import loading
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
+from visual_ar.cast import Cast
 from visual_ar.companions import same_tokenizer
 from visual_ar.data.dataset import Dataset
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
@@ -28,6 +29,7 @@ from visual_ar.models.llamagen import LlamaGen
 from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
+from visual_ar.size import Size
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -105,7 +107,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self.sources = self._fingerprints()
         check_resumed(output, recipe, self.sources)
         pictures = torch.from_numpy(data.pictures)
-        self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
+        self.grid = self.tokenizer.grid(Size(*pictures.shape[1:3]))
         self.codes = self._tokens_of(pictures)
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
         groups = data.groups
@@ -133,7 +135,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         if recipe.head_alone:
             model.requires_grad_(False)
             model.output.requires_grad_(True)
-        self.codes = self.codes.ordered(model.layout(self.grid).order)
+        self.codes = self.codes.ordered(model.layout(self.grid).cell)
         if isinstance(model.cls_embedding, CaptionEmbedder):
             nothing = model.cls_embedding.uncond_embedding
             nothing.copy_(nothing[:1].clone())  # equal columns, like those of captions
@@ -279,7 +281,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             chosen.top_p,
         )
         layout = model.layout(self.grid)
-        for step in GroupDecoding().decode(model, layout, condition, sampling):
+        for step in GroupDecoding().decode(Cast(model, layout), condition, sampling):
             tokens = step.tokens
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
         save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visual_ar.data.dataset import Dataset
 from visual_ar.evaluation.distortion import psnr
+from visual_ar.size import Size
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.quantizers import Quantized
 from visual_ar.tokenizers.vq import VQTokenizer
@@ -174,7 +175,7 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         for part in pictures.split(MEASURE_BATCH):
             pixels = to_float(part.to(self.device))
             codes = model.encode(pixels)
-            drawn = model.decode(codes, model.grid(*pixels.shape[2:]))
+            drawn = model.decode(codes, model.grid(Size(*pixels.shape[2:])))
             ratios.append(psnr(to_uint8(drawn), to_uint8(pixels)))
             tokens.append(codes)
         measured = self._usage_of(torch.cat(tokens))
@@ -195,7 +196,7 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         shown = self.test_pictures[: len(self.test_pictures) // columns * columns]
         pixels = to_float(shown[: SHEET_ROWS * columns].to(self.device))
         model = self.average.model
-        drawn = model.decode(model.encode(pixels), model.grid(*pixels.shape[2:]))
+        drawn = model.decode(model.encode(pixels), model.grid(Size(*pixels.shape[2:])))
         pairs = [side.unflatten(0, (-1, columns)) for side in (pixels, drawn)]
         save_sheet(self.output / "samples.png", torch.stack(pairs, dim=1).flatten(0, 2), columns)
 

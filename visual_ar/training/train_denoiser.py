@@ -17,11 +17,13 @@ from torch import Tensor
 
 from visual_ar import loading
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
+from visual_ar.cast import Cast
 from visual_ar.data.dataset import Dataset
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
+from visual_ar.size import Size
 from visual_ar.training.bundle import save_delta, save_pipeline
 from visual_ar.training.drawn_codes import cached_codes
 from visual_ar.training.generator import (
@@ -81,7 +83,7 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         self.pipe.set_progress_bar_config(disable=True)
         self.tokenizer, self.encoder = self.pipe.image_tokenizer, self.pipe.text_encoder
         pictures = torch.from_numpy(data.pictures)
-        self.grid = self.tokenizer.grid(pictures.shape[1], pictures.shape[2])
+        self.grid = self.tokenizer.grid(Size(*pictures.shape[1:3]))
         self.codes = cached_codes(
             self.tokenizer, pictures, base.crops, base.shift, base.soft, base.seed, output, device
         )
@@ -199,7 +201,7 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         sampling = Sampling.create(list(range(len(held))), *dataclasses.astuple(self._sampling))
         layout, passes = self.averaged.layout(self.grid), 0
         method = SpeculativeDenoisingDecoding()
-        for step in method.decode(self.averaged, layout, condition, sampling):
+        for step in method.decode(Cast(self.averaged, layout), condition, sampling):
             tokens = step.tokens
             passes += int((step.committed > 0).sum())
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)

@@ -18,11 +18,13 @@ from torch import Tensor
 from visual_ar import loading
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.cache import KVCache
+from visual_ar.cast import Cast
 from visual_ar.data.dataset import Dataset
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling, Warps, guide, warp
+from visual_ar.tokens.kind import TABLE
 from visual_ar.training.bundle import save_with_draft_head
 from visual_ar.training.drawn_codes import cached_codes
 from visual_ar.training.loop import Training
@@ -167,12 +169,10 @@ class DraftTraining(Training[DraftRecipe]):
         given = self.conditions.describe(indices, self.pipe.text_encoder)
         condition = self.target.condition(given.given, given.mask)
         side = self.target.config.grid_size
-        self.target.use_draft_head(self.average.model)
-        steps = DraftHeadDecoding(WINDOW).decode(
-            self.target, self.target.layout((side, side)), condition, self._defaults(len(indices))
-        )
+        layout = self.target.layout((side, side))
+        cast = Cast(self.target, layout, draft_head=self.average.model)
+        steps = DraftHeadDecoding(WINDOW).decode(cast, condition, self._defaults(len(indices)))
         runs = torch.cat([step.committed for step in steps])
-        self.target.use_draft_head(None)
         return float(runs[runs > 0].double().mean())
 
     def _defaults(self, pictures: int) -> Sampling:
@@ -323,7 +323,7 @@ def _load_base(path: Path) -> VisualARPipeline:
             f"the generator must be trained first: recipe {path.parent.name} into {path.parent}"
         )
     pipe = VisualARPipeline.from_pretrained(path)
-    if not isinstance(pipe.model, LlamaGen) or pipe.model.bits:
+    if not isinstance(pipe.model, LlamaGen) or TABLE not in pipe.model.tokens.offers:
         raise ValueError(
             f"base must be of the family llamagen with a code book, {path} holds a "
             f"{type(pipe.model).__name__}"

@@ -1,4 +1,4 @@
-"""What a picture is conditioned on, as prefix embeddings; knows nothing about decoding."""
+"""What a picture is conditioned on, as prefix embeddings; knows no kind of condition."""
 
 from __future__ import annotations
 
