@@ -154,7 +154,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         tokens, _ = redraw(buffers.rule, p, q, drafts, leading_run(passes), numbers, None)
         run = leading_run(self._tested(state, passes, ranks[:, :-1]))
         committed = state.commit(tokens, run + 1)
-        self._shift(state, p, run + 1, ranks[:, -1], numbers.first)
+        self._shift(state, p, ranks[:, 0], ranks[:, -1], numbers.first)
         self._denoise(state, ranks[:, -1])
         return state.report(committed, state.window)
 
@@ -180,18 +180,18 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
         return model.forward(x, rows, state.cache, noisy=state.twice(noisy))
 
     def _shift(
-        self, state: DecodeState, p: CategoricalLaw, moved: Tensor, newest: Tensor, u: Tensor
+        self, state: DecodeState, p: CategoricalLaw, first: Tensor, newest: Tensor, u: Tensor
     ) -> None:
         """Moves q behind the committed tokens and drafts the ranks that enter the window.
 
         Args:
             p: [B, W] laws of this pass, which the tokens of the window were just drawn from.
-            moved: int64 [B], ranks the window moves by.
+            first: int64 [B], first rank that the pass predicted.
             newest: int64 [B], last rank that has a token.
             u: [B, W] numbers for first drafts.
         """
-        offsets = torch.arange(state.window - 1, device=moved.device)
-        row, ranks = moved[:, None] + offsets, state.length[:, None] + offsets
+        ranks = state.length[:, None] + torch.arange(state.window - 1, device=first.device)
+        row = ranks - first[:, None]
         initial, initial_q = first_drafts(_INIT, state, None, ranks, newest, u[:, :-1])
         enters = row >= state.window
         tokens = torch.where(enters, initial, state.tokens.gather(1, ranks))

@@ -52,29 +52,28 @@ CASES = {
 }
 
 
-def toy(method: Decoding, *arguments, **options) -> ToyTokenModel:
-    """A toy that the method can serve."""
-    if not isinstance(method, DraftHeadDecoding) and method.config.get("drafter") != "head":
-        return ToyTokenModel(*arguments, **options)
-    model = ToyTokenModel(*arguments, hidden_size=8, **options)
-    model.use_draft_head(random_draft_head(model))
-    return model
+def toy(method: Decoding, *arguments, **options) -> Cast:
+    """A toy, and whoever the method needs beside it. Arguments: see `ToyTokenModel`."""
+    headed = isinstance(method, DraftHeadDecoding) or method.config.get("drafter") == "head"
+    size = {"hidden_size": 8} if headed else {}
+    model = ToyTokenModel(*arguments, **size, **options)
+    head = random_draft_head(model) if headed else None
+    return Cast(model, model.layout(model.config.grid), draft_head=head)
 
 
 def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
     """Decodes the toy many times in one batch; p value of the fit to the enumerated law."""
-    model = toy(method, case.vocabulary, case.grid, case.prefix, seed=case.seed)
-    layout = model.layout(case.grid)
-    options = (case.guidance, case.temperature, case.top_k, case.top_p)
+    cast = toy(method, case.vocabulary, case.grid, case.prefix, seed=case.seed)
+    model, options = cast.model, (case.guidance, case.temperature, case.top_k, case.top_p)
     forced = None
     if case.forced:
-        forced = torch.full((layout.length,), -1)
+        forced = torch.full((cast.layout.length,), -1)
         for rank, token in case.forced:
             forced[rank] = token
-        layout = layout.with_forced(forced)
+        cast = cast.with_layout(cast.layout.with_forced(forced))
     sampling = Sampling.create(list(range(pictures)), *options)
     condition = model.condition([0] * pictures, guided=case.guidance != 1)
-    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
+    tokens, _ = decode_all(method, cast, condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], *options), forced)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-5)
     return chi_square(sequence_index(tokens, case.vocabulary), law)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.bits import BitLaw
 from visual_ar.cast import Cast
 from visual_ar.engine import Engine
 from visual_ar.evaluation.probes import law_entropy
@@ -23,6 +22,7 @@ from visual_ar.sampling import Sampling, Warps
 from visual_ar.testing import chi_square, decode_all
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
+from visual_ar.tokens.bits import BitLaw
 from visual_ar.tokens.codes import CategoricalLaw
 
 SIZES = {"dim": 16, "n_layer": 2, "n_head": 2, "ffn_dim": 24, "num_classes": 3}
@@ -52,7 +52,7 @@ def test_cached_steps_equal_the_full_forward(kind: str) -> None:
     model, tokens = _model(kind), _tokens(2, 16, 6)
     condition = model.condition(torch.tensor([0, 1]), guided=False)
     full = model.logits(tokens, condition)
-    cache = model.new_cache(2, 17)
+    cache = model.new_cache(2, 17, 1)
     x, parts = condition.prefix, []
     for rank in range(16):
         ranks = torch.full((2, 1), rank - 1)
@@ -75,7 +75,8 @@ def test_the_loss_is_the_laws_own_and_laws_sum_to_one(kind: str) -> None:
     assert float((-loss).exp().sum()) == pytest.approx(1, abs=1e-5)
     parts = model.predict(hidden, torch.zeros(64, 1, dtype=torch.int64))
     ones = torch.ones(64)
-    law = model.bit_law(parts, None, ones[:, None], ones, Warps())
+    options = Sampling.create([0] * 64)
+    law = model.tokens.law(parts, None, ones[:, None], options, Warps())
     assert torch.allclose(law.log_prob(every[:, None]), -loss, atol=1e-5)
     if kind == "subcodes":
         codes = model.split(every)
@@ -106,11 +107,11 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
     ]
     hidden = [model.features(every, condition) for condition in conditions]
     scale, temperature = (2.0, 0.7) if guided else (1.0, 1.0)
-    law = model.bit_law(
+    law = model.tokens.law(
         hidden[0],
         hidden[1] if guided else None,
         torch.full((256, 4), scale),
-        torch.full((256,), temperature),
+        Sampling.create([0] * 256, temperature=temperature),
         Warps(temperature=guided),
     )
     exact = law.log_prob(every).sum(1).exp()
@@ -135,11 +136,9 @@ def test_sub_codes_are_drawn_from_their_law(guided: bool) -> None:
 def test_the_largest_noise_draws_what_is_possible() -> None:
     forced = torch.tensor([[[True, False, False, False]]])
     model = _model("subcodes", bits=4, grid=2)
-    features = model.draft_features(
-        forced, torch.ones(1, 1, dtype=torch.bool), model.law_width(False)
-    )
+    features = model.tokens.certain(forced, model.tokens.width(False))
     noise = torch.full((1, 1, 4), 1 - 2.0**-24).logit()
-    drawn = model.law_from(features, torch.ones(1)).draw_frozen(noise)
+    drawn = model.tokens.law_from(features, torch.ones(1)).draw_frozen(noise)
     assert torch.equal(drawn, forced)
 
 
@@ -166,10 +165,10 @@ def test_sub_codes_with_forced_tokens_and_a_wrong_residual(monkeypatch) -> None:
         return chi_square((tokens.flatten(1).long() << places).sum(1), exact)
 
     assert fit("maximal", "left-law") > 1e-4
-    monkeypatch.setattr(CategoricalLaw, "residual", lambda self, q, u: self.sample(u))
+    monkeypatch.setattr(CategoricalLaw, "redraw", lambda self, q, u: self.draw(u))
     assert fit("independent", "left-law") < 1e-9
     for rule in ("omega", "hamming-grouped"):
-        with pytest.raises(ValueError, match="rule must be exact for a model of sub-codes"):
+        with pytest.raises(ValueError, match=f"rule {rule} needs laws that tell"):
             SpeculativeJacobiDecoding(rule=rule).check(Cast(model, layout))
 
 
@@ -192,8 +191,7 @@ def test_the_entropy_of_the_bench_is_that_of_the_laws(kind: str) -> None:
     model, tokens = _model(kind, bits=4, grid=2), _tokens(1, 4, 4)
     condition = model.condition(torch.tensor([1]), guided=False)
     workload = SimpleNamespace(
-        model=model,
-        layout=model.layout((2, 2)),
+        cast=Cast(model, model.layout((2, 2))),
         sampling=Sampling.create,
         condition=lambda numbers: condition,
     )
@@ -203,6 +201,23 @@ def test_the_entropy_of_the_bench_is_that_of_the_laws(kind: str) -> None:
     if kind == "bits":
         expected = BitLaw(model.output(hidden)).entropy()
     assert torch.allclose(measured, expected, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_tokens_of_many_bits_are_drafted_and_tested() -> None:
+    """400 bits: three numbers for each of them are more than a law of codes ever asks for."""
+    model, count = _model("bits", bits=400, grid=2), 3
+    cast = Cast(model, model.layout((2, 2)))
+    condition = model.condition(torch.zeros(count, dtype=torch.int64), guided=True)
+    sampling = Sampling.create(list(range(count)), guidance=1.5)
+    expected, _ = decode_all(SequentialDecoding(), cast, condition, sampling)
+    frozen, _ = decode_all(ExactMatchJacobiDecoding(window=3), cast, condition, sampling)
+    assert torch.equal(frozen, expected)
+    for rule in ("exact", "bitwise"):
+        method = SpeculativeJacobiDecoding(window=3, rule=rule)
+        tokens, committed = decode_all(method, cast, condition, sampling)
+        assert tokens.shape == (count, 4, 400) and committed.sum(0).tolist() == [4] * count
+        assert 0.3 < float(tokens.float().mean()) < 0.7
 
 
 def _tokenizer(bits: int = 6) -> BinaryTokenizer:
@@ -296,17 +311,17 @@ def test_parts_of_other_tokens_are_refused(pipe: VisualARPipeline) -> None:
     )
     size = {"height": 8, "width": 8, "scheduler": SequentialDecoding()}
     plain = LlamaGen(vocab_size=64, grid_size=4, **SIZES)
-    for model, tokenizer, numbers in (
-        (pipe.model, codes, "6 and 0"),
-        (plain, pipe.image_tokenizer, "0 and 6"),
-        (pipe.model, _tokenizer(5), "6 and 5"),
+    for model, tokenizer, kinds in (
+        (pipe.model, codes, "vectors of 6 bits .* codes of 64"),
+        (plain, pipe.image_tokenizer, "codes of 64 .* vectors of 6 bits"),
+        (pipe.model, _tokenizer(5), "vectors of 6 bits .* vectors of 5 bits"),
     ):
-        with pytest.raises(ValueError, match=rf"as many bits \(0 for codes\), got {numbers}"):
+        with pytest.raises(ValueError, match=kinds):
             VisualARPipeline(model=model, image_tokenizer=tokenizer, **size)
 
 
 def test_a_law_of_bits_is_certain_where_forced() -> None:
     law = BitLaw(torch.zeros(1, 1, 3))
     forced = law.with_forced(torch.tensor([[[1, 0, -1]]]))
-    assert forced.bit_prob(torch.tensor([[[True, False, True]]])).tolist() == [[[1.0, 1.0, 0.5]]]
+    assert forced.part_probs(torch.tensor([[[True, False, True]]])).tolist() == [[[1.0, 1.0, 0.5]]]
     assert float(forced.entropy()) == pytest.approx(1.0)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,11 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from rich.console import Console
 
 from visual_ar.accel.draft_head import DraftHeadDecoding
-from visual_ar.accel.drafts import drafter_kinds as drafters
 from visual_ar.accel.drafts.head_drafter import HeadDrafter
-from visual_ar.accel.loop.contract import Decoding
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.parse import Block, Exact
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cast import Cast
 from visual_ar.evaluation.speed import Schedule, bench
@@ -27,11 +22,7 @@ from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyTokenModel,
-    chi_square,
     decode_all,
-    enumerate_law,
-    random_draft_head,
-    sequence_index,
 )
 from visual_ar.tokens.codes import CategoricalLaw
 from visual_ar.training.subjects import Given
@@ -79,14 +70,14 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
     states that it foretold itself.
     """
     model, head, method = pipe.model, pipe.draft_head, Recorder()
-    model.use_draft_head(head)
+    cast = Cast(model, model.layout(GRID), draft_head=head)
     labels = torch.tensor([0, 1, 2, 1])
     sampling = Sampling.create([5, 6, 7, 8])
     sampling.guidance[:] = torch.tensor([1.0, 2.0, 3.0, 0.5])
     sampling.temperature[:] = torch.tensor([2.0, 1.5, 3.0, 2.5])
     sampling.top_k[1], sampling.top_p[2] = 9, 0.9
     condition = model.condition(labels)
-    tokens, committed = decode_all(method, Cast(model, model.layout(GRID)), condition, sampling)
+    tokens, committed = decode_all(method, cast, condition, sampling)
     lesson = teach(model, tokens, Given(labels, None))
     foretold = [laws(model, s, sampling).softmax(-1) for s in unroll(head, lesson, 2)]
     second = 0
@@ -112,7 +103,7 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
         return drafts
 
     monkeypatch.setattr(HeadDrafter, "draft", recorded)
-    tokens, committed = decode_all(tree, Cast(model, model.layout(GRID)), condition, sampling)
+    tokens, committed = decode_all(tree, cast, condition, sampling)
     lesson = teach(model, tokens, Given(labels, None))
     foretold = [laws(model, s, sampling).softmax(-1) for s in unroll(head, lesson, 2)]
     second = 0
@@ -129,7 +120,7 @@ def test_training_sees_the_laws_that_decoding_draws_from(pipe, monkeypatch):
                 assert torch.allclose(q[picture, column], foretold[1][picture, rank + 1], atol=1e-5)
     assert second > 4
 
-    state = method.init(Cast(model, model.layout(GRID)), 4, True, window=16)
+    state = method.init(cast, 4, True, window=16)
     method.admit(state, torch.arange(4), condition, sampling)
     ranks = torch.arange(16).expand(4, -1)
     with torch.inference_mode():
@@ -242,164 +233,25 @@ def test_heads_of_other_models_are_refused(pipe, make_tiny_pipeline):
 
 
 def test_what_the_method_cannot_serve_is_refused(pipe):
-    model = pipe.model
-    with pytest.raises(ValueError, match=r"this LlamaGen has none; (of the|no) bundled model"):
-        DraftHeadDecoding().check(model.__class__.from_config(model.config), model.layout(GRID))
-    model.use_draft_head(pipe.draft_head)
+    model, head = pipe.model, pipe.draft_head
+    fresh, half = model.__class__.from_config(model.config), copy.deepcopy(model).half()
     toy = ToyTokenModel(2, (2, 3, 3), hidden_size=32)
-    toy.use_draft_head(DraftHead(32, 2, 2, grid_size=4))
-    with pytest.raises(ValueError, match=r"every cell of the grid \(2, 3, 3\), got one for 4 x 4"):
-        DraftHeadDecoding().check(Cast(toy, toy.layout((2, 3, 3))))
-    with pytest.raises(ValueError, match=r"must be torch.float16 like the model"):
-        DraftHeadDecoding().check(copy.deepcopy(model).half(), model.layout(GRID))
+    layout, clip = model.layout(GRID), toy.layout((2, 3, 3))
+    for cast, message in (
+        (Cast(fresh, layout), r"this LlamaGen has none; (of the|no) bundled model"),
+        (
+            Cast(toy, clip, draft_head=DraftHead(32, 2, 2, grid_size=4)),
+            r"every cell of the grid \(2, 3, 3\), got one for 4 x 4",
+        ),
+        (Cast(half, layout, draft_head=head), "must be torch.float16 like the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DraftHeadDecoding().check(cast)
     with pytest.raises(ValueError, match="compares codes and needs a tokenizer"):
-        DraftHeadDecoding(rule="lantern").check(Cast(model, model.layout(GRID)))
+        DraftHeadDecoding(rule="lantern").check(Cast(model, layout, draft_head=head))
     with pytest.raises(ValueError, match="window must be 'auto' or a whole number"):
         DraftHeadDecoding(window=0)
     with pytest.raises(ValueError, match="rule must be one of"):
         DraftHeadDecoding(rule="near")
     with pytest.raises(ValueError, match="dim must be a multiple of 4 n_head = 12, got 32"):
         DraftHead(32, 3)
-
-
-def fit(method: Decoding, pictures: int, length: int = 5) -> float:
-    """p value of the fit of many pictures of a guided toy to their enumerated law."""
-    model = ToyTokenModel(3, (length,), 2, hidden_size=8, seed=1)
-    model.use_draft_head(random_draft_head(model))
-    sampling = Sampling.create(list(range(pictures)), 2.0, 0.8)
-    condition = model.condition([0] * pictures, True)
-    tokens, _ = decode_all(method, Cast(model, model.layout((length,))), condition, sampling)
-    law = enumerate_law(model, 0, Sampling.create([0], 2.0, 0.8))
-    return chi_square(sequence_index(tokens, 3), law)
-
-
-class UnguidedDraftLaw(DraftHeadDecoding):
-    """Mutant: drafts are drawn from the guided law and tested against the unguided one."""
-
-    @register_to_config
-    def __init__(self) -> None:
-        super().__init__(window=2)
-
-    def _draft(self, state, ranks, u):
-        drafts, _ = super()._draft(state, ranks, u)
-        scale, state.guidance = state.guidance, torch.ones_like(state.guidance)
-        _, q = super()._draft(state, ranks, u)
-        state.guidance = scale
-        return drafts, q
-
-
-@dataclass(frozen=True)
-class FromTarget(Exact):
-    """A rule that corrects from p instead of norm((p - q)+)."""
-
-    def correction(self, p, q, drafts, position):
-        return p.rows(position[:, None])
-
-
-class NoResidual(DraftHeadDecoding):
-    """Mutant: the residual is missing."""
-
-    @register_to_config
-    def __init__(self) -> None:
-        super().__init__(window=3)
-        self._rule = FromTarget()
-
-
-class LikeliestDraft(DraftHeadDecoding):
-    """Mutant: drafts are the likeliest tokens, tested as if they had been drawn."""
-
-    @register_to_config
-    def __init__(self) -> None:
-        super().__init__(window=2)
-
-    def _draft(self, state, ranks, u):
-        _, q = super()._draft(state, ranks, u)
-        return q.probabilities.argmax(-1), q
-
-
-@pytest.mark.parametrize("adapt", ["none", "shape", "length"])
-def test_trees_of_a_head_are_exact(adapt):
-    method = TreeDecoding(window=3, tree="2x2", drafter="head", adapt=adapt)
-    assert fit(method, 8_000) > ALARM
-
-
-class LikeliestSiblings(HeadDrafter):
-    """Mutant: siblings are the likeliest tokens, as in EAGLE-2, but tested as if drawn."""
-
-    def _draw(self, tree, filling, depth, parents, u):
-        super()._draw(tree, filling, depth, parents, u)
-        likeliest = filling.q[:, parents].topk(tree.siblings).indices
-        for place, kids in enumerate(tree.children[:, parents].unbind(-1)):
-            column = torch.where(kids >= 0, kids, tree.columns)
-            filling.tokens.scatter_(1, column, likeliest[..., place])
-
-
-def test_the_likeliest_siblings_are_detected(monkeypatch):
-    monkeypatch.setattr(drafters, "HeadDrafter", LikeliestSiblings)
-    assert fit(TreeDecoding(window=2, tree="2", drafter="head"), 10_000) < DETECTED
-
-
-def test_a_tree_needs_a_draft_head_too():
-    model = ToyTokenModel()
-    with pytest.raises(ValueError, match="drafter head needs a model with a draft head"):
-        TreeDecoding(drafter="head").check(Cast(model, model.layout((7,))))
-
-
-@pytest.mark.parametrize("mutant", [UnguidedDraftLaw, NoResidual, LikeliestDraft])
-def test_known_mistakes_are_detected(mutant):
-    assert fit(mutant(), 10_000) < DETECTED
-
-
-@pytest.mark.parametrize("anew", [True, False])
-def test_block_verification_needs_drafts_drawn_anew(anew):
-    """A draft that it has looked at and refused is no draw from its law any more.
-
-    Two positions with laws that show it: total variation 0.2 when the second draft is kept for the
-    next verification, as a chance search over such laws found.
-    """
-    draw = torch.Generator().manual_seed(0)
-    u = torch.rand(6, 20_000, generator=draw)
-    p1, q1 = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
-    p2, q2 = torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([[0.5, 0.5], [0.7, 0.3]])
-    first = (u[0] > q1[0]).long()
-    second = (u[1] > q2[first, 0]).long()
-    drafts = torch.stack([first, second], 1)
-    p = CategoricalLaw(probabilities=torch.stack([p1.expand(len(first), -1), p2[first]], 1))
-    q = CategoricalLaw(probabilities=torch.stack([q1.expand(len(first), -1), q2[first]], 1))
-    run = Block().run(p, q, drafts, u[2:4].T)
-    corrected = Block().correction(p, q, drafts, run.clamp(max=1)).sample(u[4, :, None])[:, 0]
-    tokens = torch.where(run > 0, first, corrected)
-    target = CategoricalLaw(probabilities=p2[tokens][:, None])
-    later = target.sample(u[5, :, None])
-    if not anew:
-        old = CategoricalLaw(probabilities=q2[first][:, None])
-        number = torch.rand(len(first), 1, generator=draw)
-        passes = acceptance.exact(target, old, second[:, None], number)
-        later = torch.where(passes, second[:, None], target.residual(old, u[5, :, None]))
-    behind = torch.where(run > 1, second, torch.where(run > 0, corrected, later[:, 0]))
-    fits = chi_square(2 * tokens + behind, (p1[:, None] * p2).flatten())
-    assert fits > ALARM if anew else fits < DETECTED
-
-
-def test_block_verification_keeps_more_than_the_exact_test():
-    model = ToyTokenModel(3, (12,), hidden_size=8, seed=1)
-    model.use_draft_head(random_draft_head(model))
-    count = 4000
-    sampling, condition = Sampling.create(list(range(count))), model.condition([0] * count, False)
-    lengths = {}
-    for rule in ("exact", "block"):
-        method = DraftHeadDecoding(window=4, rule=rule)
-        _, runs = decode_all(method, Cast(model, model.layout((12,))), condition, sampling)
-        lengths[rule] = float(runs[runs > 0].double().mean())
-    assert lengths["block"] > lengths["exact"] > 1
-
-
-def test_a_head_that_knows_the_law_is_always_believed(monkeypatch):
-    """Tests of p against q = p keep every draft, so a pass commits the whole window."""
-    monkeypatch.setattr(acceptance, "exact", lambda p, q, drafts, u: torch.ones_like(u) > 0)
-    model = ToyTokenModel(3, (12,), hidden_size=8)
-    model.use_draft_head(random_draft_head(model))
-    method = DraftHeadDecoding(window=4)
-    sampling, condition = Sampling.create([1, 2]), model.condition([0, 1], False)
-    _, runs = decode_all(method, Cast(model, model.layout((12,))), condition, sampling)
-    assert runs.tolist() == [[4, 4]] * 3

@@ -79,8 +79,7 @@ def test_a_pass_draws_one_group():
     model = toy(vocab_size=2, grid=(3, 4))
     steps = list(
         GroupDecoding().decode(
-            model,
-            model.layout((3, 4)),
+            Cast(model, model.layout((3, 4))),
             model.condition([0, 1], False),
             Sampling.create([1, 2]),
         )
@@ -104,8 +103,8 @@ class ReadsItsOwnGroup(GroupDecoding):
 class CausalWithinGroups(GroupDecoding):
     """Mutant: the tokens of a group do not see each other when they are fed."""
 
-    def init(self, model, *arguments):
-        state = super().init(model, *arguments)
+    def init(self, cast, *arguments):
+        state = super().init(cast, *arguments)
         visible = state.cache.visible
         state.cache.visible = lambda slots, end=None: visible(slots)
         return state
@@ -161,7 +160,7 @@ def test_cached_passes_give_the_logits_of_a_full_pass(name):
     for size in layout.group_end.unique().diff(prepend=torch.tensor([0])).tolist():
         law, _ = method.next_laws(state)
         laws.append(law.logits[:, :size])
-        method.commit_group(state, law.sample(torch.rand(law.logits.shape[:2])))
+        method.commit_group(state, law.draw(torch.rand(law.logits.shape[:2])))
     full = model.logits(state.tokens[:, : layout.length], condition)
     assert torch.allclose(torch.cat(laws, 1), full, atol=1e-5)
 
@@ -174,6 +173,6 @@ def test_layouts_that_are_no_groups_are_refused():
     with pytest.raises(ValueError, match=r"groups of this one of grid \(3, 3\) overlap"):
         method.check(Cast(model, overlapping))
     with pytest.raises(ValueError, match="predicts some rank from its own group"):
-        method.check(model, replace(layout, sources=layout.sources.clamp(min=1)))
+        method.check(Cast(model, replace(layout, sources=layout.sources.clamp(min=1))))
     with pytest.raises(ValueError, match="SequentialDecoding needs a next-token layout"):
         SequentialDecoding().check(Cast(model, layout))

@@ -1,5 +1,7 @@
 """A parallel model drafts for a next-token model: the law stays the next-token model's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -9,6 +11,7 @@ from visual_ar.cast import Cast
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling, uniforms
 from visual_ar.testing import (
+    ToyBitModel,
     ToyTokenModel,
     chi_square,
     decode_all,
@@ -36,22 +39,21 @@ def pair(vocab_size=2, grid=(3, 3), prefix_length=2, seed=0):
     options = {"vocab_size": vocab_size, "grid": grid}
     model = ToyTokenModel(**options, prefix_length=prefix_length, seed=seed)
     drafter = ToyTokenModel(**options, seed=seed + 100, order="neighbour")
-    model.use_draft_model(drafter)
-    return model
+    return Cast(model, model.layout(grid), draft_model=drafter)
 
 
-def conditions(model, labels, guided):
-    drafts = model.draft_model.condition(labels, guided)
-    return model.condition(labels, guided)._replace(draft=drafts)
+def conditions(cast, labels, guided):
+    drafts = cast.draft_model.condition(labels, guided)
+    return cast.model.condition(labels, guided)._replace(draft=drafts)
 
 
-def fit(method, model, forced=None, pictures=PICTURES, **options):
-    layout = model.layout(model.config.grid)
+def fit(method, cast, forced=None, pictures=PICTURES, **options):
+    model = cast.model
     if forced is not None:
-        layout = layout.with_forced(forced)
+        cast = cast.with_layout(cast.layout.with_forced(forced))
     sampling = Sampling.create(list(range(pictures)), **options)
-    condition = conditions(model, [0] * pictures, options.get("guidance", 1) != 1)
-    tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)
+    condition = conditions(cast, [0] * pictures, options.get("guidance", 1) != 1)
+    tokens, _ = decode_all(method, cast, condition, sampling)
     law = enumerate_law(model, 0, Sampling.create([0], **options), forced)
     return chi_square(sequence_index(tokens, model.vocab_size), law)
 
@@ -65,8 +67,8 @@ def test_the_law_is_that_of_the_next_token_model(method, case):
 @pytest.mark.parametrize("method", ["whole", "ahead"])
 def test_forced_cells_are_kept_in_both_orders(method):
     forced = torch.tensor([-1, 2, -1, -1, 0, -1])
-    model = pair(vocab_size=3, grid=(2, 3), seed=4)
-    assert fit(METHODS[method], model, forced, guidance=1.5) > ALARM
+    cast = pair(vocab_size=3, grid=(2, 3), seed=4)
+    assert fit(METHODS[method], cast, forced, guidance=1.5) > ALARM
 
 
 @pytest.mark.parametrize("method", ["whole", "ahead"])
@@ -87,7 +89,7 @@ class DiscardsAndRedrafts(HybridDecoding):
         step = super().step(state)
         ranks = torch.arange(state.tokens.shape[1]).expand_as(state.tokens)
         u = uniforms(state.seed[:, None], ranks, state.passes[:, None])[3]
-        fresh = CategoricalLaw(probabilities=state.method.q).sample(u)
+        fresh = CategoricalLaw(probabilities=state.method.q).draw(u)
         corrected = (state.tokens != before).any(1, keepdim=True)
         anew = corrected & (ranks >= state.length[:, None])
         state.tokens = torch.where(anew, fresh, state.tokens)
@@ -115,15 +117,15 @@ def crossed():
     The fourth cell is drafted before the third and verified after it, so that whether the third
     draft is kept says something about the fourth.
     """
-    model = pair(grid=(2, 3), seed=1)
-    drafter = model.draft_model
+    cast = pair(grid=(2, 3), seed=1)
+    model, drafter = cast.model, cast.draft_model
     with torch.no_grad():
         third = drafter.head[3].clone()  # cell 2 has rank 3 in the drafter's order
         model.head.zero_()
         drafter.head.zero_()
         drafter.head[3] = third
         drafter.contributions.mul_(4)
-    return model
+    return cast
 
 
 @pytest.mark.parametrize("mutant", [DiscardsAndRedrafts, KeepsWhatWasDrawnAhead])
@@ -139,29 +141,28 @@ def test_what_detects_them_lets_the_exact_forms_pass(method):
 @pytest.mark.parametrize("method", ["whole", "ahead"])
 def test_options_and_slots_belong_to_pictures(method):
     """Different options in a batch, ragged slots, and admission in mid-run: the same pictures."""
-    model, decoding = pair(vocab_size=3, seed=3), METHODS[method]
-    layout = model.layout((3, 3))
+    cast, decoding = pair(vocab_size=3, seed=3), METHODS[method]
     options = [(1.0, 1.0, 0, 1.0), (2.0, 0.7, 0, 1.0), (1.5, 1.0, 2, 1.0), (3.0, 1.4, 0, 0.8)]
     parts = [Sampling.create([seed], *option) for seed, option in enumerate(options)]
     labels = [0, 1, 1, 0]
     expected = torch.cat(
         [
-            decode_all(decoding, Cast(model, layout), conditions(model, [label], True), part)[0]
+            decode_all(decoding, cast, conditions(cast, [label], True), part)[0]
             for label, part in zip(labels, parts, strict=True)
         ]
     )
     together = Sampling(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    batch, _ = decode_all(decoding, Cast(model, layout), conditions(model, labels, True), together)
+    batch, _ = decode_all(decoding, cast, conditions(cast, labels, True), together)
     assert torch.equal(batch, expected)
 
-    state = decoding.init(Cast(model, layout), slots=2, window=2)
+    state = decoding.init(cast, slots=2, window=2)
     waiting, holds, finished = list(range(4)), {}, {}
     while waiting or holds:
         for slot in range(2):
             if slot not in holds and waiting:
                 picture = waiting.pop(0)
                 holds[slot] = picture
-                condition = conditions(model, [labels[picture]], True)
+                condition = conditions(cast, [labels[picture]], True)
                 decoding.admit(state, torch.tensor([slot]), condition, parts[picture])
         step = decoding.advance(state)
         for slot in [slot for slot in holds if step.done[slot]]:
@@ -171,15 +172,11 @@ def test_options_and_slots_belong_to_pictures(method):
 
 def test_a_drafter_with_the_same_law_is_always_believed():
     """Independent cells: both models agree, so every draft is kept; its work is reported."""
-    model = pair(vocab_size=3, grid=(3, 4), seed=6)
-    for toy in (model, model.draft_model):
+    cast = pair(vocab_size=3, grid=(3, 4), seed=6)
+    for toy in (cast.model, cast.draft_model):
         torch.nn.init.zeros_(toy.head)
-    condition = conditions(model, [0, 1], False)
-    steps = list(
-        HybridDecoding(window=4).decode(
-            Cast(model, model.layout((3, 4))), condition, Sampling.create([1, 2])
-        )
-    )
+    condition = conditions(cast, [0, 1], False)
+    steps = list(HybridDecoding(window=4).decode(cast, condition, Sampling.create([1, 2])))
     assert [step.committed.tolist() for step in steps] == [[4, 4]] * 3
     drafted = sum((1, 2, 3, 3, 3, 2))  # a pass is as wide as the group that it feeds or draws
     assert steps[0].head_evaluations == 2 * 4 + 2 * drafted
@@ -187,32 +184,23 @@ def test_a_drafter_with_the_same_law_is_always_believed():
 
 
 def test_models_that_do_not_fit_are_refused():
-    model, method = pair(vocab_size=3), METHODS["whole"]
-    layout = model.layout((3, 3))
-    condition = model.condition([0], False)
-    state = method.init(Cast(model, layout), slots=1, guided=False, window=2)
+    cast, method = pair(vocab_size=3), METHODS["whole"]
+    condition = cast.model.condition([0], False)
+    state = method.init(cast, slots=1, guided=False, window=2)
     with pytest.raises(ValueError, match="condition must hold the drafter's prefix"):
         method.admit(state, torch.tensor([0]), condition, Sampling.create([0]))
-    with pytest.raises(
-        ValueError, match="draft_model must share the tokenizer's 3 codes, got 2 codes"
-    ):
-        model.use_draft_model(ToyTokenModel(2, (3, 3), order="neighbour"))
-    nameless = ToyTokenModel(3, (3, 3), order="neighbour")
-    nameless.capabilities = frozenset({"continuous"})
-    with pytest.raises(ValueError, match="draft_model must name the law of every draft"):
-        model.use_draft_model(nameless)
-    model.use_draft_model(ToyTokenModel(3, (2, 3), order="neighbour"))
-    with pytest.raises(ValueError, match=r"grid must be \(2, 3\), got \(3, 3\)"):
-        method.check(Cast(model, layout))
     strict = ToyTokenModel(3, (3, 3), order="neighbour")
-    strict.capabilities = frozenset({"categorical"})
-    model.use_draft_model(strict)
-    with pytest.raises(ValueError, match="predicts from some of its sources"):
-        METHODS["ahead"].check(Cast(model, layout))
-    method.check(Cast(model, layout))
-    model.use_draft_model(None)
-    with pytest.raises(ValueError, match="needs a model with a draft model"):
-        method.check(Cast(model, layout))
+    strict.capabilities = frozenset()
+    for form, drafter, message in (
+        ("whole", ToyTokenModel(2, (3, 3), order="neighbour"), "tokenizer's 3 codes, got 2 codes"),
+        ("whole", ToyBitModel(2, (3, 3), order="neighbour"), "draft_model must name the law of"),
+        ("whole", ToyTokenModel(3, (2, 3), order="neighbour"), r"must be \(2, 3\), got \(3, 3\)"),
+        ("ahead", strict, "predicts from some of its sources"),
+        ("whole", None, "needs a model with a draft model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            METHODS[form].check(replace(cast, draft_model=drafter))
+    method.check(replace(cast, draft_model=strict))
     with pytest.raises(ValueError, match="drafts must be one of whole, ahead, got 'half'"):
         HybridDecoding(drafts="half")
 
@@ -262,7 +250,7 @@ def test_pipelines_that_do_not_fit_are_refused(make_tiny_pipeline, make_parallel
     fewer.model.register_to_config(num_classes=2)
     with pytest.raises(ValueError, match="drafter must draw the 3 classes like the model"):
         unnamed.draft_with(fewer)
-    assert pipe.model.draft_model is None
+    assert pipe.draft_model is None
 
 
 def test_a_drafter_belongs_to_its_pipeline(make_tiny_pipeline, make_parallel_pipeline):

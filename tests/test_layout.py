@@ -12,7 +12,7 @@ SNAKE = torch.tensor([0, 1, 2, 5, 4, 3])  # rank -> cell of a 2x3 grid, every se
 
 @pytest.fixture
 def snake():
-    return replace(raster_layout((2, 3)), order=SNAKE)
+    return replace(raster_layout((2, 3)), cell=SNAKE)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_forced_tokens_are_given_by_cell_and_kept_by_rank(snake):
 
 def test_moving_a_layout_moves_every_tensor():
     layout = raster_layout((2, 3)).to("meta")
-    for name in ("order", "group_end", "sources", "positions", "forced"):
+    for name in ("cell", "structure", "given", "group_end", "sources", "positions", "forced"):
         assert getattr(layout, name).device.type == "meta"
 
 

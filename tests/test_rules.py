@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.code_rules import Lantern
-from visual_ar.accel.rules.parse import RULES, Block, Exact, parse_rule
+from visual_ar.accel.rules import lantern
+from visual_ar.accel.rules.block import Block
+from visual_ar.accel.rules.exact import Exact
+from visual_ar.accel.rules.gsd import cluster_of_all, cluster_of_drafts
+from visual_ar.accel.rules.lantern import Lantern, aggregated
+from visual_ar.accel.rules.parse import RULES, parse_rule
 from visual_ar.accel.rules.rule import Rule
 from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling
@@ -55,7 +58,7 @@ def _first_token(rule: str, tokenizer: VQTokenizer, pictures: int, measure_tv: b
     method = SpeculativeJacobiDecoding(window=2, rule=rule, measure_tv=measure_tv)
     steps = list(
         method.decode(
-            model, layout, model.condition([0] * pictures, False), sampling, tokenizer=tokenizer
+            Cast(model, layout, tokenizer), model.condition([0] * pictures, False), sampling
         )
     )
     p = enumerate_law(model, 0, Sampling.create([0])).view(CODES, -1).sum(1).float()
@@ -73,10 +76,10 @@ def test_a_lossy_rule_emits_the_law_it_says(name: str, tokenizer: VQTokenizer) -
     assert chi_square(drawn, p.probabilities[0, 0].double()) < DETECTED
 
 
-@pytest.mark.parametrize("name,table", [("grouped", "vectors"), ("lantern/neighbours=2", "table")])
-def test_tables_lie_where_the_laws_are(name: str, table: str, tokenizer: VQTokenizer) -> None:
+@pytest.mark.parametrize("name", ["grouped", "lantern/neighbours=2", "lantern++/neighbours=2"])
+def test_tables_lie_where_the_laws_are(name: str, tokenizer: VQTokenizer) -> None:
     bound = parse_rule(name).bind(tokenizer, torch.device("meta"))
-    assert getattr(bound, table).device.type == "meta" != tokenizer.device.type
+    assert bound.codes.device.type == "meta" != tokenizer.device.type
 
 
 @pytest.mark.parametrize("name", LOSSY)
@@ -85,7 +88,7 @@ def test_what_a_lossy_rule_spends(name: str, tokenizer: VQTokenizer) -> None:
     _, p, q, estimate = _first_token(LOSSY[name], tokenizer, 20_000)
     _, _, _, measured = _first_token(LOSSY[name], tokenizer, 10, measure_tv=True)
     assert estimate is not None and measured is not None
-    true = float(acceptance.distance(rule.emitted(p, q), p))
+    true = float(rule.emitted(p, q).distance(p))
     assert true > 0.01
     assert torch.allclose(measured, torch.full((10,), true), atol=1e-5)
     # The estimate is the mean over drafts of q, of which there are six: sum it up.
@@ -99,7 +102,7 @@ def test_what_a_lossy_rule_spends(name: str, tokenizer: VQTokenizer) -> None:
 @pytest.mark.parametrize("name", ["exact", "block"])
 def test_lossless_rules_spend_nothing(name: str, tokenizer: VQTokenizer) -> None:
     p, q = _laws()
-    drafts = q.sample(torch.rand(3, 4, generator=torch.Generator().manual_seed(1)))
+    drafts = q.draw(torch.rand(3, 4, generator=torch.Generator().manual_seed(1)))
     for exactly in (True, False):
         assert float(RULES[name]().spent(p, q, drafts, exactly).abs().max()) < 1e-6
     coupling = "independent" if name == "block" else "maximal"
@@ -118,7 +121,7 @@ def test_a_wrong_residual_is_not_the_law_it_says(
     honest = Lantern.correction
 
     def one_more(self, p, q, drafts, position):
-        true = acceptance.aggregated
+        true = lantern.aggregated
 
         def wider(p, tokens, neighbours, bound):
             mass, near, inside = true(p, tokens, neighbours, bound)
@@ -126,7 +129,7 @@ def test_a_wrong_residual_is_not_the_law_it_says(
             return mass, near, torch.arange(near.shape[-1]) <= count
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(acceptance, "aggregated", wider)
+            patch.setattr(lantern, "aggregated", wider)
             return honest(self, p, q, drafts, position)
 
     monkeypatch.setattr(Lantern, "correction", one_more)
@@ -148,35 +151,33 @@ def test_chances_by_hand() -> None:
     assert chances(parse_rule("typical/epsilon=0.9/alpha=0.7")) == [1.0, 1.0, 0.0, 0.0]
     assert chances(parse_rule("typical/epsilon=0.1/alpha=0.7")) == [1.0, 1.0, 1.0, 0.0]
     nearest = torch.tensor([[1, 2], [2, 3], [1, 0], [0, 1]])
-    lantern = Lantern(neighbours=2, delta=0.35, table=nearest)
+    near = Lantern(neighbours=2, delta=0.35).with_codes(nearest)
     # Code 0 may add 0.3 but not 0.3 + 0.2; code 1 adds 0.2 + 0; code 2 adds 0.3.
-    assert chances(lantern) == [1.0, 1.0, 1.0, 0.0]
-    added, _, inside = acceptance.aggregated(p, every, nearest, 0.35)
+    assert chances(near) == [1.0, 1.0, 1.0, 0.0]
+    added, _, inside = aggregated(p, every, nearest, 0.35)
     assert added[0, 0].tolist() == pytest.approx([0.3, 0.2, 0.3, 0.0])
     assert inside[0, 0].tolist() == [[True, False], [True, True], [True, False], [False, False]]
     plus = parse_rule("lantern++/neighbours=2/factor=1.7")
-    assert isinstance(plus, Lantern)
-    object.__setattr__(plus, "table", nearest)
     # At most 0.7 times their own mass: 0.35, 0.21, 0.14.
-    assert chances(plus) == [1.0, 1.0, 0.5, 0.0]
+    assert chances(plus.with_codes(nearest)) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_clusters_by_hand() -> None:
     p = CategoricalLaw(probabilities=torch.tensor([[[0.4, 0.1, 0.25, 0.2, 0.05, 0.0]]]))
-    tokens, member = acceptance.cluster_of_drafts(p, torch.tensor([[3]]), size=2)
+    tokens, member = cluster_of_drafts(p, torch.tensor([[3]]), size=2)
     assert sorted(tokens[0, 0].tolist()) == [1, 2] and bool(member.all())
-    tokens, member = acceptance.cluster_of_drafts(p, torch.tensor([[0]]), size=4)
+    tokens, member = cluster_of_drafts(p, torch.tensor([[0]]), size=4)
     assert sorted(tokens[0, 0][member[0, 0]].tolist()) == [2, 3]
-    tokens, member = acceptance.cluster_of_drafts(p, torch.tensor([[4]]), size=2)
+    tokens, member = cluster_of_drafts(p, torch.tensor([[4]]), size=2)
     assert tokens[0, 0][member[0, 0]].tolist() == [1]
 
 
 @pytest.mark.parametrize("size", [2, 4, 10])
 def test_the_clusters_of_drafts_are_those_of_all_tokens(size: int) -> None:
     p, _ = _laws(seed=4)
-    everything, inside = acceptance.cluster_of_all(p, size)
+    everything, inside = cluster_of_all(p, size)
     for token in range(CODES):
-        some, member = acceptance.cluster_of_drafts(p, torch.full((3, 4), token), size)
+        some, member = cluster_of_drafts(p, torch.full((3, 4), token), size)
         for b in range(3):
             for k in range(4):
                 ours = set(some[b, k][member[b, k]].tolist())
@@ -252,7 +253,7 @@ def test_block_verification_keeps_more_than_the_chain_test() -> None:
         CategoricalLaw(probabilities=law.probabilities[:1].expand(40_000, -1, -1)) for law in (p, q)
     ]
     draw = torch.Generator().manual_seed(0)
-    drafts = wide[1].sample(torch.rand(40_000, 4, generator=draw))
+    drafts = wide[1].draw(torch.rand(40_000, 4, generator=draw))
     u = torch.rand(40_000, 4, generator=draw)
     chain = Exact().run(*wide, drafts, u).float().mean()
     assert Block().run(*wide, drafts, u).float().mean() > chain + 0.01
@@ -312,13 +313,8 @@ def test_lossy_rules_accept_more(tokenizer: VQTokenizer) -> None:
     passes = {}
     for rule in ("exact", *LOSSY.values()):
         method = SpeculativeJacobiDecoding(window=6, rule=rule)
-        steps = method.decode(
-            model,
-            model.layout((12,)),
-            condition,
-            Sampling.create(list(range(count))),
-            tokenizer=tokenizer,
-        )
+        cast = Cast(model, model.layout((12,)), tokenizer)
+        steps = method.decode(cast, condition, Sampling.create(list(range(count))))
         passes[rule] = float(
             torch.stack([step.committed > 0 for step in steps]).sum(0).float().mean()
         )
@@ -326,8 +322,7 @@ def test_lossy_rules_accept_more(tokenizer: VQTokenizer) -> None:
     assert max(passes, key=passes.__getitem__) == "exact", passes
     tokens, _ = decode_all(
         SpeculativeJacobiDecoding(window=6, rule=LOSSY["omega"]),
-        model,
-        model.layout((12,)),
+        Cast(model, model.layout((12,))),
         condition,
         Sampling.create(list(range(count))),
     )

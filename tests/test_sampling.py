@@ -140,7 +140,7 @@ def test_warp_options_differ_within_a_batch():
 def test_a_draw_never_has_probability_zero():
     p = torch.tensor([[[0.0, 0.3, 0.0, 0.7, 0.0]]])
     for u in (1e-30, 0.29999, 0.3, 0.30001, 1 - 2.0**-24):
-        token = int(CategoricalLaw(probabilities=p).sample(torch.tensor([[u]])))
+        token = int(CategoricalLaw(probabilities=p).draw(torch.tensor([[u]])))
         assert token in (1, 3)
 
 
@@ -153,7 +153,7 @@ def test_rejection_with_residual_gives_p_exactly():
     law = torch.zeros(4, dtype=torch.float64)
     target = CategoricalLaw(probabilities=p.expand(1, steps, 4))
     draft_law = CategoricalLaw(probabilities=q.expand(1, steps, 4))
-    redraws = torch.bincount(target.residual(draft_law, u[None])[0], minlength=4) / steps
+    redraws = torch.bincount(target.redraw(draft_law, u[None])[0], minlength=4) / steps
     for x in range(4):
         accepted = float((u * q[x] < p[x]).double().mean())
         law[x] += q[x] * accepted
@@ -163,8 +163,8 @@ def test_rejection_with_residual_gives_p_exactly():
 
 def test_residual_without_mass_falls_back_to_p():
     p = CategoricalLaw(probabilities=torch.tensor([[[0.25, 0.75]]]))
-    assert int(p.residual(p, torch.tensor([[0.1]]))) == 0
-    assert int(p.residual(p, torch.tensor([[0.9]]))) == 1
+    assert int(p.redraw(p, torch.tensor([[0.1]]))) == 0
+    assert int(p.redraw(p, torch.tensor([[0.9]]))) == 1
 
 
 def test_point_mass_and_entropy():

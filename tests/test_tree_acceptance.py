@@ -8,14 +8,10 @@ import torch
 from visual_ar.accel import tree_acceptance
 from visual_ar.accel.drafts.drafter import Draft
 from visual_ar.accel.drafts.tree import shapes
-from visual_ar.accel.rules import acceptance
-from visual_ar.accel.rules.parse import Exact
-from visual_ar.accel.tree_acceptance import (
-    draw_in_turn,
-    drawn_from,
-    judge,
-    recursive_rejection,
-)
+from visual_ar.accel.rules import siblings
+from visual_ar.accel.rules.exact import Exact
+from visual_ar.accel.rules.siblings import draw_in_turn, drawn_from, recursive_rejection
+from visual_ar.accel.tree_acceptance import judge
 from visual_ar.sampling import take_rows
 from visual_ar.testing import chi_square, sequence_index
 from visual_ar.tokens.codes import CategoricalLaw
@@ -99,7 +95,7 @@ def test_siblings_drawn_with_replacement_and_all_judged_are_detected(monkeypatch
         whole = take_rows(q.probabilities, rows.flatten(1)).unflatten(1, rows.shape[1:])
         return whole, mass.clamp(min=0.1)
 
-    monkeypatch.setattr(tree_acceptance, "drawn_from", only_renormalised)
+    monkeypatch.setattr(siblings, "drawn_from", only_renormalised)
     p, q = _laws(1, 103), _laws(1)
     assert _error(_emitted(p, q, (0, 0, 0), draw=lambda law, before: law), p) > 5e-3
 
@@ -107,7 +103,7 @@ def test_siblings_drawn_with_replacement_and_all_judged_are_detected(monkeypatch
 def test_a_residual_that_is_not_renormalised_is_detected(monkeypatch):
     p, q = _laws(1, 100), _laws(1)
     monkeypatch.setattr(
-        acceptance, "normalised", lambda rest, instead: CategoricalLaw(probabilities=rest)
+        CategoricalLaw, "or_instead", lambda self, rest: CategoricalLaw(probabilities=rest)
     )
     emitted = _emitted(p, q, (0, 0, 0))
     assert _error(emitted / emitted.sum(), p) > 1e-3
@@ -166,7 +162,7 @@ def test_siblings_are_drawn_without_those_before_them():
     """By their numbers, from laws that take turns; p value of a fit to the product of laws."""
     laws = _laws(2, 5).float().expand(30_000, -1, -1)[:, None]
     u = torch.rand(len(laws), 1, 3, generator=torch.Generator().manual_seed(0))
-    first = CategoricalLaw(probabilities=laws[:, :, 0]).sample(u[..., 0])
+    first = CategoricalLaw(probabilities=laws[:, :, 0]).draw(u[..., 0])
     drawn = draw_in_turn(laws, first, u)[:, 0]
     law = torch.zeros(CODES**3, dtype=torch.float64)
     for tokens in itertools.product(range(CODES), repeat=3):

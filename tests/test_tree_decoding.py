@@ -10,6 +10,7 @@ from visual_ar.accel.drafts.adaptive import Pace, ladder
 from visual_ar.accel.drafts.tree import shapes
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.rules import siblings
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cache import KVCache
 from visual_ar.cast import Cast
@@ -100,12 +101,12 @@ def _repeat_siblings(monkeypatch):
 
     def with_replacement(laws, first, u):
         law = CategoricalLaw(probabilities=laws[:, :, 0])
-        rest = [law.sample(u[..., s]) for s in range(1, u.shape[-1])]
+        rest = [law.draw(u[..., s]) for s in range(1, u.shape[-1])]
         return torch.stack([first, *rest], -1)
 
-    true = tree_acceptance.drawn_from
+    true = siblings.drawn_from
     monkeypatch.setattr(position_drafts, "draw_in_turn", with_replacement)
-    monkeypatch.setattr(tree_acceptance, "drawn_from", only_renormalised)
+    monkeypatch.setattr(siblings, "drawn_from", only_renormalised)
 
 
 def _siblings_of_another_law(monkeypatch):
@@ -216,7 +217,7 @@ def test_what_it_cannot_serve_is_refused():
         TreeDecoding(init="nearest").check(Cast(model, layout))
     with pytest.raises(ValueError, match="needs several frames"):
         TreeDecoding(drafter="previous-frame", tree="1").check(Cast(model, layout))
-    model.capabilities = frozenset({"categorical"})
+    model.capabilities = frozenset()
     with pytest.raises(ValueError, match=r"needs a model with \['trees'\]"):
         TreeDecoding().check(Cast(model, layout))
 

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from visual_ar.accel.rules.code_rules import Grouped, Lantern, LanternPlus
-from visual_ar.accel.rules.parse import Exact, Omega, Typical, parse_rule
-from visual_ar.accel.tree_acceptance import drawn_from, recursive_rejection, relaxed_rejection
+from visual_ar.accel.rules.exact import Exact
+from visual_ar.accel.rules.gsd import Grouped
+from visual_ar.accel.rules.lantern import Lantern
+from visual_ar.accel.rules.lantern_plus import LanternPlus
+from visual_ar.accel.rules.omega import Omega
+from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.siblings import drawn_from, recursive_rejection, relaxed_rejection
+from visual_ar.accel.rules.typical import Typical
 from visual_ar.accel.tree_decoding import TreeDecoding
 from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling
@@ -125,9 +130,9 @@ def test_at_its_lossless_limit_a_rule_is_recursive_rejection():
 )
 def test_trees_at_the_lossless_limit_draw_the_lossless_pictures(options):
     model = ToyTokenModel(5, (4, 4), hidden_size=8, seed=2)
-    model.use_draft_head(random_draft_head(model))
+    cast = Cast(model, model.layout((4, 4)), draft_head=random_draft_head(model))
     sampling = Sampling.create(list(range(20)), guidance=1.5)
-    arguments = (model, model.layout((4, 4)), model.condition([0] * 20, True), sampling)
+    arguments = (cast, model.condition([0] * 20, True), sampling)
     exact, passes = decode_all(TreeDecoding(**options), *arguments)
     relaxed, again = decode_all(TreeDecoding(**options, rule="omega/omega=1"), *arguments)
     assert torch.equal(exact, relaxed) and torch.equal(passes, again)
@@ -140,7 +145,7 @@ def _first_tokens(rule, pictures):
     model = ToyTokenModel(CODES, (4,), seed=3)
     method = TreeDecoding(window=2, tree="3", rule=rule)
     arguments = (model.condition([0] * pictures, False), Sampling.create(list(range(pictures))))
-    steps = list(method.decode(Cast(model, model.layout((4,))), *arguments, tokenizer=Codes()))
+    steps = list(method.decode(Cast(model, model.layout((4,)), Codes()), *arguments))
     p = enumerate_law(model, 0, Sampling.create([0])).view(CODES, -1).sum(1)
     return steps[-1].tokens[:, 0], steps[0].spent, p, torch.full((1, CODES), 1 / CODES).double()
 

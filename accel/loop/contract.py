@@ -84,6 +84,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
         if layout.beginning == layout.length:
             raise ValueError(f"the layout must leave some rank to draw, got all of {layout.grid}")
         ids = layout.structure[layout.structure >= 0]
+        if ids.numel() and "structure" not in cast.model.capabilities:
+            raise ValueError(
+                f"the layout of grid {layout.grid} needs a model that knows structural ranks, "
+                f"{type(cast.model).__name__} has {sorted(cast.model.capabilities)}"
+            )
         if count is not None and ids.numel() and int(ids.min()) < count:
             raise ValueError(
                 f"structural ids must lie beyond the {count} codes, got {int(ids.min())}"

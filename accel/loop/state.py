@@ -346,6 +346,8 @@ class DecodeState:
         self.passes += before < limit
         if self.end is not None:
             ended = self.kind.ends(tokens) & (ranks >= before[:, None]) & (ranks < length[:, None])
+            if self.structure is not None:  # which holds a 0, no token
+                ended = ended & self.structure.are_cells(ranks)
             first = torch.where(ended, ranks + 1, limit).amin(1)
             length = torch.minimum(length, first)
             self.end = torch.where(before < limit, torch.minimum(self.end, first), self.end)

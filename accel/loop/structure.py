@@ -50,6 +50,10 @@ class Structure:
         """Tokens that a pass has drawn or kept between two lengths. int64 [B] all three."""
         return self._drawn[after] - self._drawn[before]
 
+    def are_cells(self, ranks: Tensor) -> Tensor:
+        """Whether ranks are no structure. int64 [B, Q]; returns bool [B, Q]."""
+        return self._ids[ranks.clamp(0, len(self._ids) - 1)] < 0
+
     def embed(self, model: TokenModel, x: Tensor, ranks: Tensor) -> Tensor:
         """Embeddings with those of structural ids in place. [B, Q, D]; ranks: int64 [B, Q]."""
         last = len(self._ids) - 1

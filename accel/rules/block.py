@@ -40,11 +40,17 @@ class Block(Rule):
     def replacement(
         self, p: Any, q: Any, drafts: Tensor, position: Tensor, numbers: Numbers
     ) -> Redrawn:
-        """See `Rule.replacement`: of norm([r p - q]+), r the ratio of the drafts kept."""
+        """See `Rule.replacement`: a draw from the correction."""
+        law = self.correction(p, q, drafts, position)
+        return Redrawn(law.draw(numbers.instead.gather(1, position[:, None])))
+
+    def correction(
+        self, p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor, position: Tensor
+    ) -> CategoricalLaw:
+        """norm([r p - q]+), r the ratio of the drafts kept. Arguments as of `replacement`."""
         here = position[:, None]
         scale = block_ratios(p, q, drafts).gather(1, here)
-        law = p.rows(here).residual_law(q.rows(here), scale)
-        return Redrawn(law.draw(numbers.instead.gather(1, here)))
+        return p.rows(here).residual_law(q.rows(here), scale)
 
 
 def block_ratios(p: CategoricalLaw, q: CategoricalLaw, drafts: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class TokenModel(EightBitModel, ConfigMixin):
         capabilities: what it can do beside what every model does: "trees" when `forward` can write
             several drafts of one rank to `slots` of their own; "some sources" when `predict` takes
             a third argument `present`, bool [R, Q, A], sources to read; "denoising", see
-            `DenoisingModel`.
+            `DenoisingModel`; "structure" when it has `embed_structure`.
     """
 
     config_name = "config.json"
