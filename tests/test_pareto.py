@@ -119,7 +119,7 @@ def test_models_of_bits_have_a_suite_that_they_can_serve(capability, monkeypatch
 
 def test_a_draft_head_brings_its_methods(tiny_text_pipeline):
     model = tiny_text_pipeline.model
-    model.use_draft_head(DraftHead.start_from(model))
+    tiny_text_pipeline.register_modules(draft_head=DraftHead.start_from(model))
     assert set(WITH_HEAD) < set(suite(tiny_text_pipeline))
 
 
