@@ -147,6 +147,7 @@ def test_a_model_of_parts_keeps_its_name_and_is_quiet(name, capfd):
     assert "accelerate" not in printed and "float32" not in printed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["exact", "bitwise"])
 def test_exact_rules_of_bits_cannot_be_told_from_sequential(rule):
     pipe = VisualARPipeline.from_pretrained("emoji-wide")
