@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,11 +26,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_squares(tmp_path_factory.mktemp("data") / "emoji")
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tokenizer.toml"
-    path.write_text(TOKENIZER)
-    return path
+class Finished(NamedTuple):
+    """A run that was never interrupted."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the finished runs lie beside each other, with their recipes."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tokenizer.toml").write_text(TOKENIZER)
+    (folder / "emoji.toml").write_text(GENERATOR)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data: Path, runs: Path) -> Finished:
+    folder = runs / "emoji_tokenizer"
+    return Finished(folder, run(runs / "tokenizer.toml", data, folder))
+
+
+@pytest.fixture(scope="module")
+def generator(data: Path, runs: Path, tokenizer: Finished) -> Finished:
+    folder = runs / "emoji"
+    return Finished(folder, run(runs / "emoji.toml", data, folder))
 
 
 def _rows(output: Path) -> list[dict[str, str]]:
@@ -49,16 +71,24 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Log, "write", interrupted)
 
 
-def test_a_resumed_tokenizer_equals_an_uninterrupted_one(
-    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _in_parts(
+    recipe: Path, data: Path, output: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    metrics = run(recipe, data, whole)
+    """Runs a recipe until a step, and then to its end."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _stop_at(patch, 6)
-        run(recipe, data, parts)
-    assert not (parts / "metrics.json").exists()
-    run(recipe, data, parts)
+        _stop_at(patch, step)
+        run(recipe, data, output)
+    assert not (output / "metrics.json").exists()
+    run(recipe, data, output)
+
+
+def test_a_resumed_tokenizer_equals_an_uninterrupted_one(
+    tokenizer: Finished, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts, metrics = tokenizer.folder, tmp_path / "parts", tokenizer.metrics
+    recipe = tmp_path / "tokenizer.toml"
+    recipe.write_text(TOKENIZER)
+    _in_parts(recipe, data, parts, 6, monkeypatch)
     assert _rows(parts) == _rows(whole)
     ours, theirs = (
         load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
@@ -80,24 +110,23 @@ def test_a_resumed_tokenizer_equals_an_uninterrupted_one(
 
 
 def test_a_resumed_generator_equals_an_uninterrupted_one(
-    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Finished,
+    generator: Finished,
+    runs: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(recipe, data, tmp_path / "emoji_tokenizer")
-    generator = tmp_path / "emoji.toml"
-    generator.write_text(GENERATOR)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    metrics = run(generator, data, whole)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _stop_at(patch, 5)
-        run(generator, data, parts)
-    run(generator, data, parts)
+    shutil.copytree(tokenizer.folder, tmp_path / "emoji_tokenizer")
+    recipe, whole, parts = runs / "emoji.toml", generator.folder, tmp_path / "parts"
+    _in_parts(recipe, data, parts, 5, monkeypatch)
     assert _rows(parts) == _rows(whole)
     for folder in ("model", "text_encoder"):
         name = f"pipeline/{folder}/diffusion_pytorch_model.safetensors"
         ours, theirs = (load_file(output / name) for output in (parts, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
-    assert metrics["quality"]["held_out_loss"] < 2 * math.log(16)
+    assert generator.metrics["quality"]["held_out_loss"] < 2 * math.log(16)
     assert (whole / "samples.png").stat().st_size > 0
     pipe = VisualARPipeline.from_pretrained(whole / "pipeline")
     assert pipe.model.vocab_size == 16
@@ -106,29 +135,32 @@ def test_a_resumed_generator_equals_an_uninterrupted_one(
     assert pipe.config.guidance_scale == 3.0
     pipe.scheduler = SequentialDecoding()
     assert pipe("alias", seeds=1).images[0].size == (pipe.config.width, pipe.config.height)
-    assert (whole / "pipeline" / "model" / "config.json").read_text().count(str(tmp_path)) == 0
+    assert (whole / "pipeline" / "model" / "config.json").read_text().count(str(runs)) == 0
 
     weights = tmp_path / "emoji_tokenizer" / "model" / "diffusion_pytorch_model.safetensors"
     other = load_file(weights)
     other["decoder.conv_out.bias"] += 1
     save_file(other, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="trained with other weights of the tokenizer"):
-        run(generator, data, parts)
+        run(recipe, data, parts)
 
 
 def test_a_parallel_generator_starts_from_a_next_token_trunk(
-    recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Finished,
+    generator: Finished,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(recipe, data, tmp_path / "emoji_tokenizer")
-    plain, parallel = tmp_path / "emoji.toml", tmp_path / "emoji_nar.toml"
-    plain.write_text(GENERATOR)
+    shutil.copytree(tokenizer.folder, tmp_path / "emoji_tokenizer")
+    parallel = tmp_path / "emoji_nar.toml"
     family = 'name = "emoji_nar"\nfamily = "nar"\ntrunk = "emoji"'
     text = GENERATOR.replace('name = "emoji"', family).replace("steps = 6", "steps = 3")
     parallel.write_text(text.replace("n_layer = 2", "n_layer = 1\nffn_dim = 24"))
     monkeypatch.setattr("visual_ar.training.trunk.bundled", dict)
     with pytest.raises(FileNotFoundError, match="trunk must be trained first: recipe emoji"):
         run(parallel, data, tmp_path / "emoji_nar")
-    run(plain, data, tmp_path / "emoji")
+    shutil.copytree(generator.folder, tmp_path / "emoji")
     metrics = run(parallel, data, tmp_path / "emoji_nar")
     assert metrics["quality"]["held_out_loss"] < 2 * math.log(16)
     assert not list((tmp_path / "emoji_nar").glob("captions*"))
@@ -143,10 +175,10 @@ def test_a_parallel_generator_starts_from_a_next_token_trunk(
 
 
 def test_a_generator_needs_its_tokenizer(data: Path, tmp_path: Path) -> None:
-    generator = tmp_path / "emoji.toml"
-    generator.write_text(GENERATOR)
+    recipe = tmp_path / "emoji.toml"
+    recipe.write_text(GENERATOR)
     with pytest.raises(FileNotFoundError, match="tokenizer must be trained first"):
-        run(generator, data, tmp_path / "out")
+        run(recipe, data, tmp_path / "out")
 
 
 def test_checkpoints_keep_everything(tmp_path: Path) -> None:
