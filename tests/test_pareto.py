@@ -22,6 +22,8 @@ from visual_ar.evaluation.speed import Schedule, parse_method
 from visual_ar.evaluation.workload import source
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.testing import ToyBitModel
+from visual_ar.tokens.bits import Bits
+from visual_ar.tokens.subcodes import Subcodes
 
 METHODS = ("jacobi:window=4", "jacobi:window=4,rule=omega/omega=3")
 SCHEDULE = Schedule(pictures=1, batches=(1,), rounds=1, warmup=0)
@@ -107,12 +109,14 @@ def test_every_method_of_the_suite_exists(tiny_text_pipeline):
         parse_method(name)
 
 
-@pytest.mark.parametrize("capability", ["bits", "subcodes"])
-def test_models_of_bits_have_a_suite_that_they_can_serve(capability, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", [Bits(2), Subcodes(2, 1, 6, lambda hidden, given: hidden)], ids=["bits", "subcodes"]
+)
+def test_models_of_bits_have_a_suite_that_they_can_serve(kind, monkeypatch):
     model = ToyBitModel(2, (80,))
-    monkeypatch.setattr(ToyBitModel, "capabilities", frozenset({capability}))
+    monkeypatch.setattr(ToyBitModel, "tokens", kind)
     names = suite(SimpleNamespace(model=model))
-    assert "sequential" in names and any("hamming" in n for n in names) == (capability == "bits")
+    assert "sequential" in names and any("hamming" in n for n in names) == (type(kind) is Bits)
     for name in names:
         parse_method(name).check(Cast(model, model.layout((80,))))
 
