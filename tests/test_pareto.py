@@ -14,6 +14,7 @@ from visual_ar.cast import Cast
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.evaluation import pareto as pareto_module
+from visual_ar.evaluation.features import EfficientNetLite0Features
 from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.pareto import WITH_DENOISING, WITH_HEAD, Asked, pareto, suite
 from visual_ar.evaluation.pareto_chart import save_chart, table, values
@@ -140,6 +141,12 @@ def test_what_cannot_be_measured_is_refused(tiny_text_pipeline, dataset):
 def test_the_command_writes_a_chart_and_draws_nothing_twice(
     tiny_text_pipeline, dataset, tmp_path, monkeypatch
 ):
+    forward = EfficientNetLite0Features.forward
+
+    def some(self, pixels):
+        return forward(self, pixels)[:, :32]  # distances between all of them take seconds
+
+    monkeypatch.setattr(EfficientNetLite0Features, "forward", some)
     tiny_text_pipeline.save_pretrained(tmp_path / "tiny")
     save(dataset, tmp_path / "data")
     words = ["bench", "--device", "cpu", "--suite", "pareto", "--model", str(tmp_path / "tiny")]
