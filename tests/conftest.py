@@ -92,6 +92,20 @@ def tiny_pipeline():
 
 
 @pytest.fixture
+def rows(tiny_pipeline, monkeypatch):
+    """Rows of every pass that the tiny pipeline's model makes."""
+    seen = []
+    forward = tiny_pipeline.model.forward
+
+    def counting(x, *rest):
+        seen.append(len(x))
+        return forward(x, *rest)
+
+    monkeypatch.setattr(tiny_pipeline.model, "forward", counting)
+    return seen
+
+
+@pytest.fixture
 def tiny_text_pipeline():
     """A text-conditional pipeline with a word encoder; guidance 2."""
     return build_tiny_pipeline(text=True)
@@ -139,6 +153,27 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A registry of packages whose `npm` is the only program on the path."""
+    from local_npm import Registry
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return Registry(tmp_path / "registry", tmp_path / "bin")
+
+
+@pytest.fixture
+def tiny_extractor():
+    """torch-fidelity knows the tiny features by their name."""
+    from tiny_features import TINY, TinyExtractor
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    register_feature_extractor(TINY, TinyExtractor)
+    yield
+    del FEATURE_EXTRACTORS_REGISTRY[TINY]
+
+
+@pytest.fixture
 def classes(tiny_pipeline, tmp_path):
     """Folder of a saved class-conditional pipeline."""
     tiny_pipeline.save_pretrained(tmp_path / "classes")
@@ -156,6 +191,21 @@ def texts(tiny_text_pipeline, tmp_path):
 def make_parallel_pipeline():
     """Builds a pipeline that draws several tokens a pass: make(pipe with its tokenizer)."""
     return build_parallel_pipeline
+
+
+@pytest.fixture
+def start_engine():
+    """Starts engines that are closed when the test ends: start_engine(pipe, **options)."""
+    from visual_ar.engine import Engine
+
+    with ExitStack() as running:
+
+        def start(pipe, **options):
+            engine = Engine(pipe, **options)
+            running.callback(engine.close, 0)
+            return engine
+
+        yield start
 
 
 @pytest.fixture

@@ -42,4 +42,4 @@ def test_leaving_ends_the_work():
     assert next(events) == Progress(0, 2)
     events.close()
     go_on.set()
-    assert ended.wait(30)
+    assert ended.wait(300)

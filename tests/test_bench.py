@@ -1,53 +1,28 @@
 """The speed report counts, pairs and orders what it measures as it says; no test reads a clock."""
 
-import copy
-import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
+from bench_workloads import (
+    GRID,
+    METHODS,
+    SCHEDULE,
+    CountingToy,
+    make_transformer_workload,
+    make_workload,
+)
 
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.loop.graphs import CapturedSteps
-from visual_ar.accel.sequential import SequentialDecoding
-from visual_ar.evaluation import machine, probes, speed
+from visual_ar.evaluation import machine, speed
 from visual_ar.evaluation.speed import Schedule, bench, parse_method
 from visual_ar.evaluation.speed_summary import Trial, identical, speedup, spread, summarise
-from visual_ar.evaluation.speed_table import render
-from visual_ar.evaluation.workload import Workload
-from visual_ar.models.llamagen import LlamaGen
 from visual_ar.sampling import Sampling
-from visual_ar.testing import ToyTokenModel, decode_all, enumerate_law
-
-GRID = (3, 4)
-METHODS = ("jacobi-published", "jacobi:window=4,coupling=gumbel", "exact-match:window=4")
-SCHEDULE = Schedule(pictures=4, batches=(1, 4), rounds=2, warmup=1, seed=5)
-OPTIONS = {"guidance": 1.5, "temperature": 0.9, "top_k": 2, "top_p": 0.95}
-
-
-class CountingToy(ToyTokenModel):
-    """The toy, with a count of its trunk's passes."""
-
-    passes = 0
-
-    def forward(self, *args, **kwargs):
-        """Counts, then does what the toy does."""
-        type(self).passes += 1
-        return super().forward(*args, **kwargs)
-
-
-def make_workload():
-    model = CountingToy(vocab_size=3, grid=GRID, prefix_length=2)
-    return Workload(
-        model=model,
-        layout=model.layout(GRID),
-        condition=lambda numbers: model.condition([n % 2 for n in numbers], guided=True),
-        sampling=lambda seeds: Sampling.create(seeds, **OPTIONS),
-        detokenise=lambda tokens: tokens.float(),
-    )
+from visual_ar.testing import decode_all
 
 
 @pytest.fixture
@@ -91,7 +66,7 @@ def test_counts_agree_with_a_decode_of_the_same_pictures(document, workload):
         for number in range(SCHEDULE.pictures):
             sampling = workload.sampling([SCHEDULE.seed + turn * SCHEDULE.pictures + number])
             condition = workload.condition([number])
-            _, committed = decode_all(method, workload.model, workload.layout, condition, sampling)
+            _, committed = decode_all(method, workload.cast, condition, sampling)
             passes.append(len(committed))
             lengths += committed.flatten().tolist()
     row = document["methods"][2]["batches"][0]
@@ -127,17 +102,6 @@ def test_seconds_are_the_clock_s(document):
 
 def test_nothing_but_the_model_moves_this_clock(document):
     assert all(method["outside_model_share"] == 0 for method in document["methods"])
-
-
-def test_the_share_outside_the_model_is_of_the_passes_after_the_first(workload):
-    """Every reading of this clock is a second later: a pass holds 4 readings, 2 of them inside."""
-    readings = iter(range(10_000))
-    share = probes.outside_model_share(
-        SequentialDecoding(), 1, workload, [0], [5], lambda: float(next(readings))
-    )
-    passes = 11
-    assert share == pytest.approx(1 - 2 * passes / (4 * passes + 1))
-    assert "forward" not in vars(workload.model)  # the model is itself again
 
 
 def test_exact_match_equals_sequential_and_only_it_is_compared(document):
@@ -216,7 +180,7 @@ def test_progress_ends_at_the_announced_total(workload):
 def test_an_automatic_window_is_settled_before_anything_is_timed(workload, monkeypatch):
     asked = []
 
-    def choose(self, model, layout, condition, sampling, tokenizer):
+    def choose(self, cast, condition, sampling):
         asked.append(len(sampling.seed))
         return 3
 
@@ -230,36 +194,10 @@ def test_an_automatic_window_is_settled_before_anything_is_timed(workload, monke
     assert row["head_evaluations_per_picture"] == 3 * row["passes_per_picture"]
 
 
-def test_entropy_is_that_of_the_laws_along_the_drawn_sequence():
-    """Conditional laws by hand, from the enumerated law of whole sequences."""
-    toy = ToyTokenModel(vocab_size=3, grid=(4,), prefix_length=2)
-    sampling = Sampling.create([7], **OPTIONS)
-    condition = toy.condition([1], guided=True)
-    job = Workload(
-        model=toy,
-        layout=toy.layout((4,)),
-        condition=lambda numbers: condition,
-        sampling=lambda seeds: sampling,
-        detokenise=lambda tokens: tokens,
-    )
-    tokens, _ = decode_all(SequentialDecoding(), toy, job.layout, condition, sampling)
-    law = enumerate_law(toy, 1, sampling).reshape(3, 3, 3, 3)
-    expected = []
-    for rank in range(4):
-        weights = law[tuple(tokens[0, :rank].tolist())].reshape(3, -1).sum(1)
-        p = weights / weights.sum()
-        expected.append(float(torch.special.entr(p).sum() / math.log(2)))
-    assert sum(expected) > 0.5
-    measured = probes.law_entropy(job, [0], [7], tokens)
-    assert measured[0].tolist() == pytest.approx(expected, abs=1e-5)
-
-
 def test_uniform_laws_have_the_entropy_of_the_code_book(workload):
     with torch.no_grad():
-        workload.model.head.zero_()
-    plain = Workload(
-        workload.model, workload.layout, workload.condition, Sampling.create, workload.detokenise
-    )
+        workload.cast.model.head.zero_()
+    plain = replace(workload, sampling=Sampling.create)
     report = bench(plain, [], Schedule(pictures=1, batches=(1,), rounds=1))
     assert report["entropy_bits_per_token"] == pytest.approx(math.log2(3), abs=1e-5)
 
@@ -337,83 +275,13 @@ def test_wrong_schedules_are_refused_before_any_work(workload, schedule, message
     assert CountingToy.passes == 0
 
 
-def printed(document, width):
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(render(document))
-    return console.export_text()
-
-
-def test_the_table_shows_every_method_at_every_batch_size(document):
-    text = printed(document, 160)
-    for method in document["methods"]:
-        name = method["name"].replace(":", " ").replace(",", " ")
-        rows = [line.strip() for line in text.splitlines() if line.strip().startswith(f"{name} ")]
-        counts, single, batched = (row.removeprefix(name).split() for row in rows[:3])
-        row = method["batches"][0]
-        assert counts[:2] == [str(row["window"]), f"{row['passes_per_picture']:.1f}"]
-        assert single[-1] == f"{row['speedup']['median']:.2f}x"
-        assert batched[-1] == f"{method['batches'][1]['speedup']['median']:.2f}x"
-    assert f"{document['entropy_bits_per_token']:.2f} bits a token" in text
-    assert "100.0% of pictures" in text
-
-
-def test_a_narrow_table_cuts_no_number(document):
-    assert "…" not in printed(document, 80)
-
-
-def test_the_table_shows_memory_where_it_is_known(document):
-    known = copy.deepcopy(document)
-    for method in known["methods"]:
-        method["batches"][0]["peak_memory_bytes"] = 123 * 2**20
-    assert "MiB" not in printed(document, 100)
-    last = [line.split()[-1] for line in printed(known, 100).splitlines() if line.split()]
-    assert last.count("MiB") == 1
-    assert last.count("123") == len(known["methods"])
-
-
-@pytest.fixture
-def llamagen():
-    """A tiny text-conditional LlamaGen, guided, with captions of different lengths."""
-    torch.manual_seed(0)
-    model = LlamaGen(
-        dim=32, n_layer=2, n_head=2, vocab_size=24, grid_size=4, caption_dim=8, caption_length=5
-    ).eval()
-    torch.nn.init.normal_(model.output.weight, std=0.5)
-    features = torch.randn(2, 5, 8)
-    mask = torch.tensor([[False, False, True, True, True], [False, True, True, True, True]])
-    return Workload(
-        model=model,
-        layout=model.layout((4, 4)),
-        condition=lambda numbers: model.condition(features[numbers], mask[numbers]),
-        sampling=lambda seeds: Sampling.create(seeds, **OPTIONS | {"top_k": 8}),
-        detokenise=lambda tokens: tokens,
-    )
-
-
-def test_exact_match_on_a_transformer_gives_sequential_s_tokens(llamagen):
+def test_exact_match_on_a_transformer_gives_sequential_s_tokens():
+    llamagen = make_transformer_workload()
     schedule = Schedule(pictures=2, batches=(1, 2), rounds=1, warmup=0)
     report = bench(llamagen, ["exact-match:window=4"], schedule)
     for row in report["methods"][1]["batches"]:
         assert row["identical"]["mismatch_rate"] == 0
         assert row["passes_per_picture"] < 16
-
-
-def test_entropy_of_a_transformer_is_that_of_its_full_causal_pass(llamagen):
-    numbers, seeds = [0, 1], [3, 4]
-    tokens = torch.randint(24, (2, 16), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        condition = llamagen.condition(numbers)
-        logits = llamagen.model.logits(tokens.repeat(2, 1), condition)
-        given, nothing = logits.chunk(2)
-        guided = (nothing + OPTIONS["guidance"] * (given - nothing)) / OPTIONS["temperature"]
-        kept = guided.masked_fill(guided < guided.topk(8).values[..., -1:], -torch.inf)
-        ordered, _ = kept.softmax(-1).sort(descending=True)
-        inside = ordered.cumsum(-1) - ordered < OPTIONS["top_p"]
-        p = (ordered * inside) / (ordered * inside).sum(-1, keepdim=True)
-    expected = torch.special.entr(p).sum(-1) / math.log(2)
-    measured = probes.law_entropy(llamagen, numbers, seeds, tokens)
-    assert torch.allclose(measured, expected, atol=1e-4)
-    assert 0.5 < float(measured.mean()) < 3
 
 
 def test_the_machine_is_described_in_plain_data():

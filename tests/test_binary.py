@@ -13,6 +13,7 @@ from torch import Tensor
 import visual_ar.tokenizers
 from visual_ar.accel.rules.parse import parse_rule
 from visual_ar.conversion import convert
+from visual_ar.size import Size
 from visual_ar.tokenizers.binary import BinaryTokenizer, convert_official
 from visual_ar.tokenizers.binary_quantizers import GroupedLookupFreeQuantizer, LookupFreeQuantizer
 from visual_ar.tokenizers.bit_codes import bits_to_codes
@@ -79,7 +80,7 @@ def test_gives_the_official_bits_and_pixels(state: dict, expected: dict) -> None
     assert torch.allclose(ours.latents(expected["pixels"]), expected["latents"], atol=1e-9)
     tokens = ours.encode(expected["pixels"])
     assert torch.equal(tokens, expected["tokens"])
-    decoded = ours.decode(tokens, ours.grid(12, 8))
+    decoded = ours.decode(tokens, ours.grid(Size(12, 8)))
     assert torch.allclose(decoded, expected["decoded"], rtol=0, atol=1e-9)
 
 
@@ -226,7 +227,7 @@ def test_saved_and_loaded_is_the_same(tokenizer: BinaryTokenizer, tmp_path: Path
     again = visual_ar.tokenizers.BinaryTokenizer.from_pretrained(tmp_path).eval()
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
-    assert (again.grid(16, 8), again.bits, again.codebook_size) == ((4, 2), 12, 4096)
+    assert (again.grid(Size(16, 8)), again.bits, again.codebook_size) == ((4, 2), 12, 4096)
 
 
 def test_bad_input_is_refused(tokenizer: BinaryTokenizer) -> None:
@@ -245,8 +246,8 @@ def test_bad_input_is_refused(tokenizer: BinaryTokenizer) -> None:
         tokenizer.encode(torch.zeros(1, 3, 16, 15))
     with pytest.raises(ValueError, match=r"pixels must be \[B, 3, H, W\], got \[1, 1, 16, 16\]"):
         tokenizer.encode(torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="keep must be None"):
-        tokenizer.encode(torch.zeros(1, 3, 16, 16), keep=3)
+    with pytest.raises(ValueError, match="length must be left out for a code without order, got 3"):
+        tokenizer.encode(torch.zeros(1, 3, 16, 16), length=3)
     with pytest.raises(ValueError, match="12 bits has no table of neighbours"):
         tokenizer.neighbours(3)
     with pytest.raises(ValueError, match="12 bits has no code book"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import visual_ar.tokenizers
 from visual_ar.conversion import convert
+from visual_ar.size import Size
 from visual_ar.tokenizers.binary_quantizers import BinarySphericalQuantizer
 from visual_ar.tokenizers.bit_codes import bits_to_codes
 from visual_ar.tokenizers.bsq import BSQTokenizer, convert_official
@@ -80,7 +81,7 @@ def test_gives_the_official_bits_and_pixels(state: dict, expected: dict) -> None
     assert torch.equal(tokens, expected["tokens"])
     assert 0.2 < float(tokens.float().mean()) < 0.8
     assert torch.equal(bits_to_codes(tokens, "msb"), expected["codes"])
-    decoded = ours.decode(tokens, ours.grid(12, 12))
+    decoded = ours.decode(tokens, ours.grid(Size(12, 12)))
     # The corners of the cube are kept in float32.
     assert torch.allclose(decoded, expected["decoded"], rtol=0, atol=1e-6)
 

@@ -111,7 +111,15 @@ def test_the_parallel_emoji_model_draws_in_31_passes_and_drafts_for_the_other(em
     hybrid.draft_with(None)
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "emoji-binary",
+        pytest.param("emoji-binary-subcodes", marks=pytest.mark.long),
+        "emoji-wide",
+        "emoji-wide-subcodes",
+    ],
+)
 def test_the_models_of_bits_draw_in_half_the_passes(name):
     pipe = VisualARPipeline.from_pretrained(name)
     pipe.set_progress_bar_config(disable=True)
@@ -147,6 +155,7 @@ def test_a_model_of_parts_keeps_its_name_and_is_quiet(name, capfd):
     assert "accelerate" not in printed and "float32" not in printed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["exact", "bitwise"])
 def test_exact_rules_of_bits_cannot_be_told_from_sequential(rule):
     pipe = VisualARPipeline.from_pretrained("emoji-wide")
@@ -160,13 +169,20 @@ def test_exact_rules_of_bits_cannot_be_told_from_sequential(rule):
     assert permutation_test(*found, "energy", 400, seed=0) > 0.01
 
 
-@pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
+@pytest.mark.parametrize(
+    "coupling",
+    [
+        "maximal",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("independent", "gumbel")),
+    ],
+)
 def test_jacobi_cannot_be_told_from_sequential(cifar10, sequential_features, coupling):
     method = SpeculativeJacobiDecoding(window=16, coupling=coupling)
     drawn = features(cifar10, method, seed=PICTURES)
     assert permutation_test(sequential_features, drawn, "energy", 400, seed=0) > 0.01
 
 
+@pytest.mark.long
 def test_the_two_sample_test_notices_another_law(cifar10, sequential_features):
     """Its power at this number of pictures: a much cooler law of the same model is told apart."""
     method = SpeculativeJacobiDecoding(window=16)

@@ -230,9 +230,9 @@ def test_the_command_opens_the_page_and_names_an_occupied_port(tiny_pipeline, tm
             second = CliRunner().invoke(app, [*words, port])
             assert second.exit_code == 1
             assert f"must be free to listen on, got 127.0.0.1 and {port}" in second.stderr
-            page = httpx.get(url, timeout=60)
+            page = httpx.get(url, timeout=300)
             assert page.status_code == 200 and "visual_ar" in page.text
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(300) == 0
         finally:
             process.kill()

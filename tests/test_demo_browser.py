@@ -1,6 +1,7 @@
 """The page in a real browser: what a visitor types, sees, drops, stops and is told.
 
 The pictures are those of a tiny pipeline, held between passes so that there is something to watch.
+That a prompt draws a picture is always tested; the other states of the page take long.
 """
 
 import base64
@@ -91,7 +92,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=WIDTHS)
+@pytest.fixture(params=["desktop", pytest.param("phone", marks=pytest.mark.long)])
 def visitor(request, browser, address, pace):
     """The open page at the width of a desktop and of a phone."""
     pace.free()
@@ -143,6 +144,14 @@ def turn_to(page, tab):
     button.first.click()
 
 
+def test_a_prompt_draws_a_picture(visitor):
+    field(visitor, "Prompt").fill("green apple")
+    field(visitor, "Prompt").press("Enter")
+    says(visitor, "instead of 16")
+    shows(visitor, 1, 8)
+
+
+@pytest.mark.long
 def test_a_picture_is_typed_watched_kept_and_restored(visitor, pace, tmp_path):
     pace.hold()
     field(visitor, "Prompt").fill("green apple")
@@ -173,6 +182,7 @@ def test_a_picture_is_typed_watched_kept_and_restored(visitor, pace, tmp_path):
     assert field(visitor, "Lock seed").is_checked()
 
 
+@pytest.mark.long
 def test_two_methods_race(visitor):
     turn_to(visitor, "Compare")
     second = field(visitor, "Second method")
@@ -185,6 +195,7 @@ def test_two_methods_race(visitor):
     shows(visitor, 6, 384)
 
 
+@pytest.mark.long
 def test_stop_ends_a_drawing_and_the_next_one_starts(visitor, pace):
     pace.hold()
     press(visitor, "Generate")
@@ -199,6 +210,7 @@ def test_stop_ends_a_drawing_and_the_next_one_starts(visitor, pace):
     says(visitor, "instead of 16")
 
 
+@pytest.mark.long
 def test_what_goes_wrong_is_a_sentence(visitor, tmp_path):
     field(visitor, "Prompt").fill(" ")
     field(visitor, "Prompt").press("Control+Enter")
@@ -211,6 +223,7 @@ def test_what_goes_wrong_is_a_sentence(visitor, tmp_path):
     assert covers.count() == 0, "an error covers controls"
 
 
+@pytest.mark.long
 def test_a_cell_is_clicked_and_its_code_swapped(visitor, tmp_path):
     from PIL import Image
 
@@ -226,6 +239,7 @@ def test_a_cell_is_clicked_and_its_code_swapped(visitor, tmp_path):
     says(visitor, "Row 1, column 2: code")
 
 
+@pytest.mark.long
 def test_every_tab_fits_its_width_in_light_and_dark(visitor, address):
     for theme in ("light", "dark"):
         visitor.goto(f"{address}?__theme={theme}")

@@ -1,12 +1,12 @@
 """The slot engine: the same pictures as alone, room, cancelling, errors of one, draining."""
 
 import random
-import threading
 from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 import torch
+from held_passes import WAIT, HeldPasses
 
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
@@ -17,7 +17,6 @@ from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 
 CELLS = 16
-WAIT = 300
 METHODS = {
     "sequential": SequentialDecoding(),
     "exact-match": ExactMatchJacobiDecoding(window=4),
@@ -39,40 +38,6 @@ ASKED = [
 PROMPTS = ["red apple", "tree", "green red tree", "apple", "green", "red", "tree apple"]
 
 
-@pytest.fixture
-def start():
-    """Starts engines that are closed when the test ends."""
-    engines = []
-
-    def start(pipe, **options):
-        engines.append(Engine(pipe, **options))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close(0)
-
-
-class Gate:
-    """Holds an engine's passes until it is opened: while closed, everything asked for waits."""
-
-    def __init__(self, engine, monkeypatch):
-        self._open = threading.Event()
-        self.entered = threading.Event()
-        method = engine.pipe.scheduler
-        step = method.step
-
-        def held(state):
-            self.entered.set()
-            assert self._open.wait(WAIT)
-            return step(state)
-
-        monkeypatch.setattr(method, "step", held)
-
-    def open(self):
-        self._open.set()
-
-
 def ask(pipe, count=1, **options):
     return pipe.check_inputs(
         class_labels="cat", num_images_per_prompt=count, **{"seeds": 0, **options}
@@ -82,14 +47,16 @@ def ask(pipe, count=1, **options):
 @pytest.mark.parametrize(
     ("method", "text"), [*((name, False) for name in METHODS), ("jacobi", True)]
 )
-def test_a_picture_is_the_same_alone_and_among_others(make_tiny_pipeline, start, method, text):
+def test_a_picture_is_the_same_alone_and_among_others(
+    make_tiny_pipeline, start_engine, method, text
+):
     pipe = make_tiny_pipeline(text=text)
     pipe.scheduler = METHODS[method]
     requests = [
         pipe.check_inputs(**({"prompt": prompt} if text else {"class_labels": index % 3}), **asked)
         for index, (prompt, asked) in enumerate(zip(PROMPTS, ASKED, strict=True))
     ]
-    engine = start(pipe, slots=3)
+    engine = start_engine(pipe, slots=3)
     alone = [engine.submit(request)[0].result(WAIT) for request in requests]
     for order in (list(range(7)), random.Random(0).sample(range(7), 7)):
         jobs = {index: engine.submit(requests[index])[0] for index in order}
@@ -101,7 +68,7 @@ def test_a_picture_is_the_same_alone_and_among_others(make_tiny_pipeline, start,
     assert len({tuple(picture.tokens[0].tolist()) for picture in alone}) == 7
 
 
-def test_every_pass_has_the_same_shape(tiny_pipeline, start, monkeypatch):
+def test_every_pass_has_the_same_shape(tiny_pipeline, start_engine, monkeypatch):
     """Sums of another length round differently, so attention reads all of the cache, always."""
     model = LlamaGen(
         dim=32, n_layer=1, n_head=2, vocab_size=16, grid_size=8, ffn_dim=48, num_classes=3
@@ -121,16 +88,16 @@ def test_every_pass_has_the_same_shape(tiny_pipeline, start, monkeypatch):
         return step(state)
 
     monkeypatch.setattr(pipe.scheduler, "step", seen)
-    engine = start(pipe, slots=2)
+    engine = start_engine(pipe, slots=2)
     for job in engine.submit(ask(pipe, 3)):
         job.result(WAIT)
     assert shapes == {((2, 65), 66)}
 
 
-def test_a_picture_is_that_of_the_pipeline(tiny_pipeline, start):
+def test_a_picture_is_that_of_the_pipeline(tiny_pipeline, start_engine):
     options = {"class_labels": ["cat", "dog", "frog"], "seeds": [5, 9, 2], "top_k": 6}
     expected = tiny_pipeline(**options)
-    jobs = start(tiny_pipeline, slots=2).submit(tiny_pipeline.check_inputs(**options))
+    jobs = start_engine(tiny_pipeline, slots=2).submit(tiny_pipeline.check_inputs(**options))
     pictures = [job.result(WAIT) for job in jobs]
     assert torch.equal(torch.cat([picture.tokens for picture in pictures]), expected.tokens)
     assert [picture.seed for picture in pictures] == [5, 9, 2]
@@ -138,8 +105,8 @@ def test_a_picture_is_that_of_the_pipeline(tiny_pipeline, start):
         assert np.allclose(np.asarray(picture.image()), np.asarray(image), rtol=0, atol=1)
 
 
-def test_previews_are_evenly_spaced_and_end_with_the_picture(tiny_pipeline, start):
-    engine = start(tiny_pipeline, slots=2)
+def test_previews_are_evenly_spaced_and_end_with_the_picture(tiny_pipeline, start_engine):
+    engine = start_engine(tiny_pipeline, slots=2)
     [job] = engine.submit(ask(tiny_pipeline), previews=3)
     previews = list(job)
     assert [preview.fraction for preview in previews] == [0.25, 0.5, 0.75]
@@ -156,9 +123,9 @@ def test_previews_are_evenly_spaced_and_end_with_the_picture(tiny_pipeline, star
     assert heard == [*previews, picture]
 
 
-def test_a_full_queue_refuses_all_or_nothing(tiny_pipeline, start, monkeypatch):
-    engine = start(tiny_pipeline, slots=2, queue=3)
-    gate = Gate(engine, monkeypatch)
+def test_a_full_queue_refuses_all_or_nothing(tiny_pipeline, start_engine, monkeypatch):
+    engine = start_engine(tiny_pipeline, slots=2, queue=3)
+    passes = HeldPasses(engine, monkeypatch)
     first = engine.submit(ask(tiny_pipeline, 4))
     with pytest.raises(QueueFull, match="room for 2 more pictures, got 4 of 5") as refusal:
         engine.submit(ask(tiny_pipeline, 2))
@@ -168,7 +135,7 @@ def test_a_full_queue_refuses_all_or_nothing(tiny_pipeline, start, monkeypatch):
         engine.submit(ask(tiny_pipeline, 1))
     first[3].cancel()
     again = engine.submit(ask(tiny_pipeline, 1))
-    gate.open()
+    passes.open()
     for job in (*first[:3], *last, *again):
         job.result(WAIT)
     stats = engine.stats
@@ -176,14 +143,14 @@ def test_a_full_queue_refuses_all_or_nothing(tiny_pipeline, start, monkeypatch):
     assert stats.tokens == 5 * CELLS and stats.busy == stats.waiting == 0
 
 
-def test_cancelling_frees_the_slot_before_the_next_pass(tiny_pipeline, start, monkeypatch):
-    engine = start(tiny_pipeline, slots=1)
-    gate = Gate(engine, monkeypatch)
+def test_cancelling_frees_the_slot_before_the_next_pass(tiny_pipeline, start_engine, monkeypatch):
+    engine = start_engine(tiny_pipeline, slots=1)
+    passes = HeldPasses(engine, monkeypatch)
     [held] = engine.submit(ask(tiny_pipeline))
-    assert gate.entered.wait(WAIT)
+    passes.wait()
     [waiting] = engine.submit(ask(tiny_pipeline, seeds=5))
     held.cancel()
-    gate.open()
+    passes.open()
     with pytest.raises(CancelledError):
         held.result(0)
     assert list(held) == []
@@ -195,9 +162,9 @@ def test_cancelling_frees_the_slot_before_the_next_pass(tiny_pipeline, start, mo
     assert torch.equal(waiting.result(0).tokens, expected)
 
 
-def test_an_error_of_one_picture_leaves_the_others(tiny_pipeline, start, monkeypatch):
+def test_an_error_of_one_picture_leaves_the_others(tiny_pipeline, start_engine, monkeypatch):
     encode = tiny_pipeline.encode_condition
-    engine = start(tiny_pipeline, slots=2)
+    engine = start_engine(tiny_pipeline, slots=2)
 
     def failing(request, guided=None):
         if request.seeds == [13]:
@@ -212,10 +179,12 @@ def test_an_error_of_one_picture_leaves_the_others(tiny_pipeline, start, monkeyp
     assert engine.stats.failed == 1
 
 
-def test_a_failed_pass_ends_its_pictures_and_not_the_engine(tiny_pipeline, start, monkeypatch):
+def test_a_failed_pass_ends_its_pictures_and_not_the_engine(
+    tiny_pipeline, start_engine, monkeypatch
+):
     method = tiny_pipeline.scheduler
     step, failures = method.step, [MemoryError("no memory left")]
-    engine = start(tiny_pipeline, slots=2)
+    engine = start_engine(tiny_pipeline, slots=2)
 
     def failing(state):
         if failures:
@@ -231,12 +200,13 @@ def test_a_failed_pass_ends_its_pictures_and_not_the_engine(tiny_pipeline, start
     assert torch.equal(after.result(WAIT).tokens, expected)
 
 
-def test_warps_of_pictures_that_left_cost_nothing(tiny_pipeline, start):
-    engine = start(tiny_pipeline, slots=2)
+def test_warps_of_pictures_that_left_cost_nothing(tiny_pipeline, start_engine):
+    engine = start_engine(tiny_pipeline, slots=2)
     for top_k in range(2, 8):
         engine.submit(ask(tiny_pipeline, top_k=top_k, top_p=0.9))[0].result(WAIT)
     engine.submit(ask(tiny_pipeline, top_k=9))[0].result(WAIT)
-    assert engine._state.warps == (False, (9,), False)
+    [lane] = engine._lanes._lanes.values()
+    assert lane.state.warps == (False, (9,), False)
 
 
 def test_closing_finishes_what_was_accepted(tiny_pipeline):
@@ -252,10 +222,11 @@ def test_closing_finishes_what_was_accepted(tiny_pipeline):
 
 def test_closing_gives_up_after_the_timeout(tiny_pipeline, monkeypatch):
     engine = Engine(tiny_pipeline, slots=1)
-    gate = Gate(engine, monkeypatch)
+    passes = HeldPasses(engine, monkeypatch)
     jobs = engine.submit(ask(tiny_pipeline, 2))
-    assert gate.entered.wait(WAIT)
-    threading.Timer(0.2, gate.open).start()
+    passes.wait()
+    for job in jobs:  # the engine is let go once it has given up all of them
+        job.listen(lambda event: passes.open() if all(job.over for job in jobs) else None)
     engine.close(0.01)
     for job in jobs:
         with pytest.raises(CancelledError):
@@ -263,7 +234,7 @@ def test_closing_gives_up_after_the_timeout(tiny_pipeline, monkeypatch):
     assert engine.stats.cancelled == 2
 
 
-def test_what_slots_cannot_do_is_refused(tiny_pipeline, make_tiny_pipeline, start):
+def test_what_slots_cannot_do_is_refused(tiny_pipeline, make_tiny_pipeline, start_engine):
     for options, message in (
         ({"slots": 0}, "slots must be a whole number of at least 1, got 0"),
         ({"queue": -1}, "queue must be a whole number of at least 0, got -1"),
@@ -271,7 +242,7 @@ def test_what_slots_cannot_do_is_refused(tiny_pipeline, make_tiny_pipeline, star
     ):
         with pytest.raises(ValueError, match=message):
             Engine(tiny_pipeline, **options)
-    engine = start(tiny_pipeline, slots=1)
+    engine = start_engine(tiny_pipeline, slots=1)
     completing = ask(tiny_pipeline, image=torch.zeros(3, 8, 8), mask=np.ones((4, 4), dtype=bool))
     with pytest.raises(ValueError, match="image must be left out"):
         engine.submit(completing)
@@ -285,11 +256,11 @@ def test_what_slots_cannot_do_is_refused(tiny_pipeline, make_tiny_pipeline, star
     job.result(WAIT)
 
 
-def test_waiting_for_a_picture_can_be_limited(tiny_pipeline, start, monkeypatch):
-    engine = start(tiny_pipeline, slots=1)
-    gate = Gate(engine, monkeypatch)
+def test_waiting_for_a_picture_can_be_limited(tiny_pipeline, start_engine, monkeypatch):
+    engine = start_engine(tiny_pipeline, slots=1)
+    passes = HeldPasses(engine, monkeypatch)
     [job] = engine.submit(ask(tiny_pipeline))
     with pytest.raises(TimeoutError, match=r"not complete after 0.01 s"):
         job.result(0.01)
-    gate.open()
+    passes.open()
     assert job.result(WAIT).fraction == 1

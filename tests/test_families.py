@@ -73,7 +73,7 @@ def test_every_pair_has_its_own_drafter(pipes, make_parallel_pipeline):
     assert sizes["slow"] > sizes["fast"]
     for name in ("fast", "slow"):
         assert sizes[f"plain+{name}"] == sizes["plain"] + sizes[name]
-    assert plain.model.draft_model is None
+    assert plain.draft_model is None
 
 
 def test_quality_stands_beside_the_method_it_was_measured_of(pipes):

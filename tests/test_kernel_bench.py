@@ -242,5 +242,6 @@ def test_the_exit_status_of_the_test_run_is_told(tmp_path, monkeypatch, body, st
     (tmp_path / "tests" / "test_some.py").write_text(f"{text}def test_gpu(end):\n    pass\n")
     monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_report, "TESTS", ("some",))
-    found = gpu_report._tests(100.0)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it starts sooner without
+    found = gpu_report._tests(3600.0)
     assert "1 passed" in found["summary"] and found["status"] == status

@@ -69,7 +69,9 @@ def test_text_conditional_logits_are_the_official_ones(official, by_text):
 
 
 def prefill(model, condition, scratch):
-    cache = model.new_cache(len(condition.prefix), model.prefix_length + 16 + scratch)
+    cache = model.new_cache(
+        len(condition.prefix), model.prefix_length + 16 + scratch, model.prefix_length
+    )
     cache.prefix_mask = condition.mask
     length = model.prefix_length
     if length > 1:

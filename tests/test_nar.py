@@ -49,7 +49,7 @@ def condition_of(official, name, model, guided=False):
 
 def tokens_of(official, name, model):
     """The fixture's tokens in decode order."""
-    return official["clip" if name == "video" else "tokens"][:, model.layout(model.grid).order]
+    return official["clip" if name == "video" else "tokens"][:, model.layout(model.grid).cell]
 
 
 @torch.no_grad()

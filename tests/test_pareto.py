@@ -14,6 +14,7 @@ from visual_ar.cast import Cast
 from visual_ar.cli.main import app
 from visual_ar.data.dataset import Dataset, digest, save
 from visual_ar.evaluation import pareto as pareto_module
+from visual_ar.evaluation.features import EfficientNetLite0Features
 from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.pareto import WITH_DENOISING, WITH_HEAD, Asked, pareto, suite
 from visual_ar.evaluation.pareto_chart import save_chart, table, values
@@ -22,6 +23,8 @@ from visual_ar.evaluation.speed import Schedule, parse_method
 from visual_ar.evaluation.workload import source
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.testing import ToyBitModel
+from visual_ar.tokens.bits import Bits
+from visual_ar.tokens.subcodes import Subcodes
 
 METHODS = ("jacobi:window=4", "jacobi:window=4,rule=omega/omega=3")
 SCHEDULE = Schedule(pictures=1, batches=(1,), rounds=1, warmup=0)
@@ -107,19 +110,21 @@ def test_every_method_of_the_suite_exists(tiny_text_pipeline):
         parse_method(name)
 
 
-@pytest.mark.parametrize("capability", ["bits", "subcodes"])
-def test_models_of_bits_have_a_suite_that_they_can_serve(capability, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", [Bits(2), Subcodes(2, 1, 6, lambda hidden, given: hidden)], ids=["bits", "subcodes"]
+)
+def test_models_of_bits_have_a_suite_that_they_can_serve(kind, monkeypatch):
     model = ToyBitModel(2, (80,))
-    monkeypatch.setattr(ToyBitModel, "capabilities", frozenset({capability}))
+    monkeypatch.setattr(ToyBitModel, "tokens", kind)
     names = suite(SimpleNamespace(model=model))
-    assert "sequential" in names and any("hamming" in n for n in names) == (capability == "bits")
+    assert "sequential" in names and any("hamming" in n for n in names) == (type(kind) is Bits)
     for name in names:
         parse_method(name).check(Cast(model, model.layout((80,))))
 
 
 def test_a_draft_head_brings_its_methods(tiny_text_pipeline):
     model = tiny_text_pipeline.model
-    model.use_draft_head(DraftHead.start_from(model))
+    tiny_text_pipeline.register_modules(draft_head=DraftHead.start_from(model))
     assert set(WITH_HEAD) < set(suite(tiny_text_pipeline))
 
 
@@ -136,6 +141,12 @@ def test_what_cannot_be_measured_is_refused(tiny_text_pipeline, dataset):
 def test_the_command_writes_a_chart_and_draws_nothing_twice(
     tiny_text_pipeline, dataset, tmp_path, monkeypatch
 ):
+    forward = EfficientNetLite0Features.forward
+
+    def some(self, pixels):
+        return forward(self, pixels)[:, :32]  # distances between all of them take seconds
+
+    monkeypatch.setattr(EfficientNetLite0Features, "forward", some)
     tiny_text_pipeline.save_pretrained(tmp_path / "tiny")
     save(dataset, tmp_path / "data")
     words = ["bench", "--device", "cpu", "--suite", "pareto", "--model", str(tmp_path / "tiny")]

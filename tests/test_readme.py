@@ -29,6 +29,7 @@ def test_the_readme_has_snippets():
     assert len(PYTHON) >= 3 and len(COMMANDS) >= 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("snippet", PYTHON, ids=range(len(PYTHON)))
 def test_python_snippets_run(snippet, tmp_path, monkeypatch, serve):
     monkeypatch.chdir(tmp_path)
@@ -46,6 +47,7 @@ def started(serve):
     return serve(pipe, slots=1)[0]
 
 
+@pytest.mark.long
 def test_the_request_by_hand_is_answered(serve):
     [line] = [command for command in COMMANDS if command.startswith("curl ")]
     if shutil.which("curl") is None:
@@ -61,6 +63,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("visual-ar ")])
 def test_commands_run(line, folder, monkeypatch):
     from visual_ar.cli.main import app

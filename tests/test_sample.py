@@ -20,7 +20,6 @@ from visual_ar.evaluation.workload import Options
 from visual_ar.png import read_recipe
 
 CELLS = 16
-KILLS = 20
 WAIT = 300
 RUN = """
 import torch
@@ -53,10 +52,11 @@ def start():
     return start
 
 
-def test_twenty_kills_leave_no_gap_and_no_duplicate(tiny_pipeline, start, tmp_path):
+@pytest.mark.parametrize("often", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_kills_leave_no_gap_and_no_duplicate(tiny_pipeline, start, tmp_path, often):
     tiny_pipeline.scheduler = SpeculativeJacobiDecoding(window=4)
     tiny_pipeline.save_pretrained(tmp_path / "tiny")
-    count, chance = 2 * KILLS + 3, random.Random(0)
+    count, chance = 2 * often + 3, random.Random(0)
     codes = {
         name: RUN.format(model=str(tmp_path / "tiny"), folder=str(tmp_path / name), count=count)
         for name in ("whole", "killed")
@@ -65,7 +65,7 @@ def test_twenty_kills_leave_no_gap_and_no_duplicate(tiny_pipeline, start, tmp_pa
     process.join(WAIT)
     assert process.exitcode == 0
     folder, kills = tmp_path / "killed", 0
-    while kills < KILLS:
+    while kills < often:
         if (folder / ARCHIVE).exists():  # a run was through before its turn to die
             shutil.rmtree(folder)
         before = len(list(folder.glob("*.png")))

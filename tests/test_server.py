@@ -38,8 +38,16 @@ def same(one, other):
     return np.allclose(np.asarray(one), np.asarray(other), rtol=0, atol=1)
 
 
+def send(url, **content):
+    return httpx.post(url + PATH, timeout=WAIT, **content)
+
+
 def post(url, body, **options):
-    return httpx.post(url + PATH, json=body, timeout=WAIT, **options)
+    return send(url, json=body, **options)
+
+
+def get(url):
+    return httpx.get(url, timeout=WAIT)
 
 
 def read_events(lines):
@@ -220,13 +228,13 @@ def test_refusals_are_errors_in_openais_shape_and_the_service_stays_up(
         (post(url, {"prompt": "dig"}), 400, "a class of this model.*did you mean 'dog'"),
         (post(other, {"prompt": "a b c d"}), 400, "prompt must have at most 3 words"),
         (post(url, {**VALID, "guidance_schedule": "up"}), 400, "guidance_schedule must be"),
-        (httpx.post(url + PATH, content=b"{", headers=json_type), 400, "body must be JSON"),
-        (httpx.post(url + PATH, content=b"{}"), 415, "content-type must be application/json"),
-        (httpx.post(url + PATH, content=long, headers=json_type), 413, "got 70000"),
-        (httpx.post(url + PATH, content=chunks, headers=json_type), 413, "got more"),
-        (httpx.get(url + PATH), 405, "Method Not Allowed: GET /v1/images/generations"),
-        (httpx.get(url + "/v1/nonesuch"), 404, "Not Found: GET /v1/nonesuch"),
-        (httpx.get(url + "/v1/models/nonesuch"), 404, "model must be tiny, got 'nonesuch'"),
+        (send(url, content=b"{", headers=json_type), 400, "body must be JSON"),
+        (send(url, content=b"{}"), 415, "content-type must be application/json"),
+        (send(url, content=long, headers=json_type), 413, "got 70000"),
+        (send(url, content=chunks, headers=json_type), 413, "got more"),
+        (get(url + PATH), 405, "Method Not Allowed: GET /v1/images/generations"),
+        (get(url + "/v1/nonesuch"), 404, "Not Found: GET /v1/nonesuch"),
+        (get(url + "/v1/models/nonesuch"), 404, "model must be tiny, got 'nonesuch'"),
     ):
         assert answer.status_code == status, answer.text
         error = answer.json()["error"]
@@ -297,10 +305,10 @@ def test_errors_of_a_picture_become_an_answer_and_an_event(tiny_pipeline, serve,
 
 def test_health_and_metrics(tiny_pipeline, serve):
     url, engine = serve(tiny_pipeline)
-    assert httpx.get(url + "/health").json() == {"status": "ok"}
+    assert get(url + "/health").json() == {"status": "ok"}
     post(url, {**VALID, "n": 3})
     post(url, {**VALID, "n": 0})
-    text = httpx.get(url + "/metrics").text
+    text = get(url + "/metrics").text
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert samples['visual_ar_pictures_total{outcome="finished"}'] == "3"
     assert samples["visual_ar_tokens_total"] == "48"
@@ -308,7 +316,7 @@ def test_health_and_metrics(tiny_pipeline, serve):
     assert samples['visual_ar_responses_total{status="400"}'] == "1"
     assert int(samples["visual_ar_passes_total"]) >= 32
     engine.close()
-    assert httpx.get(url + "/health").status_code == 503
+    assert get(url + "/health").status_code == 503
     assert post(url, VALID).status_code == 503
 
 
@@ -357,7 +365,7 @@ def test_under_load_every_valid_request_is_answered_correctly(tiny_pipeline, ser
 
 def test_sigterm_finishes_requests_and_an_occupied_port_is_named(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path / "tiny")
-    words = ["serve", "-m", str(tmp_path / "tiny"), "--slots", "1", "--port"]
+    words = ["serve", "-m", str(tmp_path / "tiny"), "--slots", "1", "--drain", str(WAIT), "--port"]
     command = [sys.executable, "-m", "visual_ar", *words, "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -380,4 +388,4 @@ def test_sigterm_finishes_requests_and_an_occupied_port_is_named(tiny_pipeline, 
             process.kill()
     assert sum(document["type"].endswith("completed") for document in rest) == 8
     with pytest.raises(httpx.ConnectError):
-        httpx.get(url + "/health")
+        get(url + "/health")

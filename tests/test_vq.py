@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from visual_ar.size import Size
 from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.tokenizers.vq import VQTokenizer, convert_official
 
@@ -63,7 +64,7 @@ def test_gives_the_official_codes_and_pixels(official_state: dict[str, Tensor]) 
     expected = load_file(FIXTURES / "vq_official.safetensors")
     tokens = ours.encode(expected["pixels"])
     assert torch.equal(tokens, expected["tokens"])
-    decoded = ours.decode(tokens, ours.grid(16, 24))
+    decoded = ours.decode(tokens, ours.grid(Size(16, 24)))
     assert torch.allclose(decoded, expected["decoded"], rtol=0, atol=1e-5)
 
 
@@ -174,7 +175,7 @@ def test_saved_and_loaded_is_the_same(tokenizer: VQTokenizer, tmp_path: Path) ->
     again = VQTokenizer.from_pretrained(tmp_path)
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
     assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
-    assert again.grid(16, 8) == (4, 2)
+    assert again.grid(Size(16, 8)) == (4, 2)
 
 
 def test_bad_input_is_refused(tokenizer: VQTokenizer) -> None:
@@ -182,11 +183,11 @@ def test_bad_input_is_refused(tokenizer: VQTokenizer) -> None:
         tokenizer.encode(torch.zeros(1, 3, 16, 15))
     with pytest.raises(ValueError, match=r"pixels must be \[B, 3, H, W\], got \[1, 1, 16, 16\]"):
         tokenizer.encode(torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="keep must be None"):
-        tokenizer.encode(torch.zeros(1, 3, 16, 16), keep=3)
+    with pytest.raises(ValueError, match="length must be left out for a code without order, got 3"):
+        tokenizer.encode(torch.zeros(1, 3, 16, 16), length=3)
     with pytest.raises(ValueError, match=r"tokens must be \[B, 16\]"):
         tokenizer.decode(torch.zeros(1, 15, dtype=torch.int64), (4, 4))
-    with pytest.raises(ValueError, match="known must have the shape of tokens"):
+    with pytest.raises(ValueError, match=r"known must be \[1, 16\], one a cell, got \[1, 4\]"):
         tokenizer.decode(torch.zeros(1, 16, dtype=torch.int64), (4, 4), torch.ones(1, 4).bool())
     with pytest.raises(ValueError, match=r"k must be in 1\.\.31, got 32"):
         tokenizer.neighbours(32)

@@ -9,6 +9,7 @@ import torch
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop import window
+from visual_ar.cast import Cast
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyTokenModel, decode_all
 
@@ -17,7 +18,7 @@ from visual_ar.testing import ToyTokenModel, decode_all
 def pictures():
     model = ToyTokenModel(vocab_size=3, grid=(4, 5), sharpness=3.0)
     sampling = Sampling.create([0, 1], guidance=1.5)
-    return model, model.layout((4, 5)), model.condition([0, 1], True), sampling
+    return Cast(model, model.layout((4, 5))), model.condition([0, 1], True), sampling
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_rates_are_of_passes_with_the_window_itself(pictures, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(window.time, "perf_counter", lambda: next(ticks))
     rates = {
-        width: window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, None, width)
+        width: window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, width)
         for width in (1, 2, 16)
     }
     assert rates[1] == 2  # one token of each of two pictures
@@ -59,7 +60,7 @@ def test_rates_are_of_passes_with_the_window_itself(pictures, monkeypatch):
 def test_a_pass_that_was_interrupted_does_no_harm(pictures, monkeypatch):
     readings = chain([0, 1, 1, 2, 2, 3, 3, 400], count(400))  # the fourth pass takes 397
     monkeypatch.setattr(window.time, "perf_counter", lambda: next(readings))
-    assert window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, None, 1) == 2
+    assert window.tokens_a_second(SpeculativeJacobiDecoding(), *pictures, 1) == 2
 
 
 def test_a_measured_window_is_kept_and_used(pictures, store, monkeypatch):
@@ -72,14 +73,14 @@ def test_a_measured_window_is_kept_and_used(pictures, store, monkeypatch):
 
 
 def test_methods_and_batches_have_windows_of_their_own(pictures, store, monkeypatch):
-    model, layout, _, sampling = pictures
+    cast, _, sampling = pictures
     widths = iter([2, 4, 8])
     monkeypatch.setattr(window, "fastest_window", lambda *_: next(widths))
     assert SpeculativeJacobiDecoding().choose_window(*pictures) == 2
     assert ExactMatchJacobiDecoding().choose_window(*pictures) == 4
-    unguided = model.condition([0, 1], False)
+    unguided = cast.model.condition([0, 1], False)
     method = SpeculativeJacobiDecoding()
-    assert method.choose_window(model, layout, unguided, sampling) == 8
+    assert method.choose_window(cast, unguided, sampling) == 8
     assert method.choose_window(*pictures) == 2
 
 

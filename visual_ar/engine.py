@@ -262,9 +262,11 @@ class Engine:
                 self._take(job)
                 self._fail(job, error)
                 continue
-            index = None if lane is None else lane.idle()
-            if lane is None or index is None:
-                full.add(key)  # no memory, or no slot: those behind it of this size wait too
+            if lane is None:
+                break  # those behind it would keep the others busy, and it would wait for ever
+            index = lane.idle()
+            if index is None:
+                full.add(key)  # those behind it of this size wait too
                 continue
             with self._changed:
                 self._waiting.remove(job)
