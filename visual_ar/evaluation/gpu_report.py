@@ -26,7 +26,7 @@ from visual_ar.evaluation.loop_speed import bench_loop, random_model
 from visual_ar.evaluation.machine import ROOT
 
 BUDGET = 450.0  # seconds in all, less than eight minutes
-TESTS = ("cuda", "kernels", "kernel_dispatch", "graphs")
+TESTS = ("cuda", "kernel_gpu", "kernel_dispatch", "graphs")
 JACOBI, SEQUENTIAL = "jacobi:window=32", "sequential"
 LOOPS = {"jacobi": ("GPT-L", JACOBI), "sequential": ("GPT-XL", SEQUENTIAL)}
 GRID = Grid(pictures=(1, 64), windows=(32,), vocabularies=(16_384,))
