@@ -184,7 +184,10 @@ def render(found: list[Bar]) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the report; with a path as argument, writes the whole document there as JSON."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    document = run(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        document = run(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
     console = Console(width=100)
     if "rows" in (document["kernels"] or {}):
         console.print(kernel_table.render_kernels(document["kernels"]))
