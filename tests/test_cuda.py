@@ -70,7 +70,8 @@ def toy(pictures, grid=(8, 6)):
     sampling.top_k[::2], sampling.top_p[1:] = 3, 0.9
     layout = model.layout(grid)
     layout.forced[7] = 2
-    return model, layout, model.condition([n % 2 for n in range(pictures)], True), sampling
+    condition = model.condition([n % 2 for n in range(pictures)], True)
+    return Cast(model, layout), condition, sampling
 
 
 def by_one_launch_at_a_time(method, *given):
@@ -92,16 +93,16 @@ def test_captured_passes_give_the_tokens_of_eager_ones(monkeypatch, method, back
     state = method.kept[1]
     count = state.captured.count
     assert count == 2 and state.fused == (backend == "cuda")
-    other = given[3]._replace(seed=given[3].seed + 90)
-    tokens, _ = decode_all(method, *given[:3], other)
-    assert torch.equal(tokens, by_one_launch_at_a_time(method, *given[:3], other))
+    other = given[2]._replace(seed=given[2].seed + 90)
+    tokens, _ = decode_all(method, *given[:2], other)
+    assert torch.equal(tokens, by_one_launch_at_a_time(method, *given[:2], other))
     assert method.kept[1] is state and state.captured.count == count
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_captured_pass_waits_for_nothing(method):
-    method, (model, layout, condition, sampling) = METHODS[method], toy(3)
-    state = method.init(Cast(model, layout), 3, True, 3)
+    method, (cast, condition, sampling) = METHODS[method], toy(3)
+    state = method.init(cast, 3, True, 3)
     method.admit(state, torch.arange(3, device="cuda"), condition, sampling)
     for _ in range(3):
         method.advance(state)
@@ -114,9 +115,9 @@ def test_a_captured_pass_waits_for_nothing(method):
 
 
 def test_pictures_may_be_admitted_between_captured_passes():
-    method, (model, layout, condition, sampling) = METHODS["maximal"], toy(2)
-    expected = by_one_launch_at_a_time(method, model, layout, condition, sampling)
-    state = method.init(Cast(model, layout), 2, True, 3)
+    method, (cast, condition, sampling) = METHODS["maximal"], toy(2)
+    expected = by_one_launch_at_a_time(method, cast, condition, sampling)
+    state = method.init(cast, 2, True, 3)
     for index in range(2):
         one = torch.tensor([index], device="cuda")
         rows = torch.tensor([index, 2 + index])

@@ -51,7 +51,7 @@ def draw(method, guided=True):
         codebook_size=CODES, neighbours=lambda k: nearest[:, :k], code_vectors=lambda: vectors
     )
     condition = model.condition([0, 1] * (PICTURES // 2), guided)
-    steps = method.decode(Cast(model, layout), condition, sampling, tokenizer=tokenizer)
+    steps = method.decode(Cast(model, layout, tokenizer), condition, sampling)
     return [(step.tokens * step.known, step.committed, step.spent) for step in steps]
 
 

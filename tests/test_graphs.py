@@ -13,10 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_iter
 from visual_ar import accel
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
-from visual_ar.accel.loop import contract as decoding
 from visual_ar.accel.loop import graphs
 from visual_ar.accel.loop.graphs import CapturedSteps, extent_for
-from visual_ar.accel.loop.host_copy import OpenLength
 from visual_ar.accel.loop.state import Step
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.cast import Cast
@@ -89,7 +87,7 @@ def toy(pictures, guided=True):
     layout = model.layout((8, 6))
     layout.forced[7] = 2
     condition = model.condition([index % 2 for index in range(pictures)], guided)
-    return model, layout, condition, sampling
+    return Cast(model, layout), condition, sampling
 
 
 def by_one_operation_at_a_time(method, *given):
@@ -118,7 +116,7 @@ def toy_of_bits(pictures):
     forced[:, 7] = torch.tensor([1, 0, 1])
     layout = model.layout((8, 6)).with_forced(forced)
     condition = model.condition([index % 2 for index in range(pictures)], True)
-    return model, layout, condition, sampling
+    return Cast(model, layout), condition, sampling
 
 
 BIT_METHODS = {
@@ -138,11 +136,11 @@ def test_captured_passes_over_bits_give_the_tokens_of_eager_ones(captured, name)
     assert torch.equal(tokens, expected) and torch.equal(again, committed)
     state = method.kept[1]
     assert state.captured.count == 2
-    model, _, condition, sampling = given
-    free = model.layout((8, 6))  # nothing is forced now
-    tokens, _ = decode_all(method, model, free, condition, sampling)
+    cast, condition, sampling = given
+    free = cast.with_layout(cast.model.layout((8, 6)))  # nothing is forced now
+    tokens, _ = decode_all(method, free, condition, sampling)
     assert method.kept[1] is state
-    expected, _ = by_one_operation_at_a_time(method, model, free, condition, sampling)
+    expected, _ = by_one_operation_at_a_time(method, free, condition, sampling)
     assert torch.equal(tokens, expected)
 
 
@@ -152,30 +150,31 @@ def test_later_calls_reuse_the_graphs(captured, coupling):
     first = toy(2)
     decode_all(method, *first)
     state, count = method.kept[1], method.kept[1].captured.count
-    model, _, condition, sampling = first
+    cast, condition, sampling = first
     other = sampling._replace(seed=sampling.seed + 50, guidance=sampling.guidance * 0.7)
-    free = model.layout((8, 6))  # nothing is forced now
-    tokens, _ = decode_all(method, model, free, condition, other)
+    free = cast.with_layout(cast.model.layout((8, 6)))  # nothing is forced now
+    tokens, _ = decode_all(method, free, condition, other)
     assert method.kept[1] is state and state.captured.count == count
     fresh = SpeculativeJacobiDecoding(4, coupling, init="above-law")
-    expected, _ = by_one_operation_at_a_time(fresh, model, free, condition, other)
+    expected, _ = by_one_operation_at_a_time(fresh, free, condition, other)
     assert torch.equal(tokens, expected)
 
 
 def test_only_a_state_that_fits_is_reused(captured):
     method = SequentialDecoding()
-    model, layout, condition, sampling = toy(2)
-    decode_all(method, Cast(model, layout), condition, sampling)
+    given = toy(2)
+    decode_all(method, *given)
     state = method.kept[1]
-    one, two = (method.decode(Cast(model, layout), condition, sampling) for _ in range(2))
+    one, two = (method.decode(*given) for _ in range(2))
     next(one), next(two)  # two calls at a time
     assert method.kept is None
     two.close()
     assert method.kept[1] is not state
     one.close()
     assert method.kept[1] is state
+    model = given[0].model
     model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
-    decode_all(method, Cast(model, layout), condition, sampling)
+    decode_all(method, *given)
     assert method.kept[1] is not state  # the weights lie elsewhere
 
 
@@ -188,6 +187,11 @@ def test_a_failed_call_leaves_no_state_behind(captured):
     assert method.kept is None
 
 
+def graphs_of(engine):
+    (lane,) = engine._lanes._lanes.values()
+    return lane.state.captured
+
+
 def test_pictures_are_admitted_between_captured_passes(captured, tiny_pipeline):
     pipe = tiny_pipeline
     pipe.scheduler = SpeculativeJacobiDecoding(window=3)
@@ -195,31 +199,12 @@ def test_pictures_are_admitted_between_captured_passes(captured, tiny_pipeline):
     with Engine(pipe, slots=2) as engine:
         together = [engine.submit(request)[0] for request in requests]
         found = [job.result().tokens for job in together]
-    graph = engine._state.captured
-    assert graph.count >= 1
+    assert graphs_of(engine).count >= 1
     pipe.scheduler.capturable = False
     with Engine(pipe, slots=2) as engine:
         expected = [engine.submit(request)[0].result().tokens for request in requests]
-    assert engine._state.captured is None
+    assert graphs_of(engine) is None
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-
-
-def test_the_end_is_noticed_one_pass_late(captured, monkeypatch):
-    class Late(OpenLength):
-        """Numbers that arrive one push late, as on CUDA."""
-
-        def __init__(self, *given):
-            super().__init__(*given)
-            event = type("Event", (), {"record": lambda _: None, "synchronize": lambda _: None})
-            self._lags, self._events = True, [event(), event()]
-
-    method, given = SpeculativeJacobiDecoding(4), toy(3)
-    expected, committed = by_one_operation_at_a_time(method, *given)
-    monkeypatch.setattr(decoding, "OpenLength", Late)
-    tokens, late = decode_all(method, *given)
-    assert torch.equal(tokens, expected)
-    assert len(late) == len(committed) + 1
-    assert torch.equal(late[:-1], committed) and not late[-1].any()
 
 
 class Careless(SequentialDecoding):
@@ -247,9 +232,7 @@ def test_a_step_that_cannot_be_captured_is_an_error(captured, misdeed, message):
 
 
 def test_buffers_that_trade_places_keep_their_contents():
-    model, layout, *_ = toy(2)
-    method = SequentialDecoding()
-    state = method.init(Cast(model, layout), 2)
+    state = SequentialDecoding().init(toy(2)[0], 2)
     state.length, state.passes = torch.tensor([3, 4]), torch.tensor([5, 6])
     length, passes = state.length, state.passes
 

@@ -192,6 +192,19 @@ def test_the_report_needs_a_gpu():
         gpu_report.run(CPU)
 
 
+def test_the_report_says_so_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"Error: device must be a CUDA GPU .* got cpu"):
+        gpu_report.main([])
+
+
+def test_a_kernel_asked_for_where_there_is_none_is_missing(monkeypatch):
+    monkeypatch.setenv(kernel_speed.dispatch.VARIABLE, "cuda")
+    found = bench_kernels(SMALL, CPU, ("kernel",), ticking(), copied=1000)
+    assert "the kernel needs a CUDA GPU, this is cpu" in found["missing"]["kernel"]
+    assert all(row["results"] == {} for row in found["rows"])
+
+
 def test_stages_end_with_the_time():
     def broken(left):
         raise RuntimeError("out of memory")

@@ -10,8 +10,11 @@ import torch
 from visual_ar.accel.kernels import device, dispatch
 from visual_ar.accel.kernels.inputs import random_codes, random_window
 from visual_ar.accel.kernels.reference import verify
-from visual_ar.accel.kernels.specialise import KERNEL_RULES, bound_rule
+from visual_ar.accel.kernels.specialise import bound_rule
+from visual_ar.accel.rules.parse import RULES
 from visual_ar.sampling import Warps
+
+STRUCTURES = sorted({rule.structure for rule in RULES.values()} - {None})
 
 
 def as_operator(given, rule="exact", coupling="maximal"):
@@ -136,7 +139,7 @@ def test_the_compiler_says_what_is_wrong():
 @pytest.mark.parametrize(
     ("structure", "architecture"),
     [
-        *((structure, "sm_90") for structure in sorted(set(KERNEL_RULES.values()))),
+        *((structure, "sm_90") for structure in STRUCTURES),
         *(("Exact", architecture) for architecture in ("sm_80", "sm_100")),
     ],
 )

@@ -19,6 +19,8 @@ DEVICE float widen(Half value) {
     return sign ? -magnitude : magnitude;
 }
 
+DEVICE bool infinite(float value) { return (bits_of(value) & 0x7FFFFFFFu) == 0x7F800000u; }
+
 // Unsigned keys in the order of the floats.
 DEVICE unsigned key_of(float value) {
     unsigned bits = bits_of(value);

@@ -25,6 +25,16 @@ DEVICE void numbers_of(const Arguments& a, int picture, int column, float u[4]) 
 
 // ---- The law of a rank ----
 
+// Classifier-free guidance as `visual_ar.sampling.guide` has it: what is infinite stays so, the
+// conditional's infinity first, and the other's only where the scale is not 1.
+DEVICE float guide(float logit, float from, float scale) {
+    if (infinite(logit)) return logit;
+    if (infinite(from)) return scale == 1.0f ? logit : from;
+    const float away = logit - from;
+    // As torch.lerp does, so that a scale of 1 is the conditional logit itself.
+    return scale < 0.5f && scale > -0.5f ? from + scale * away : logit - away * (1.0f - scale);
+}
+
 // Writes guided logits over the temperature; returns the largest, or -infinity without any.
 template <typename Logit>
 DEVICE float load(const Arguments& a, int picture, int column, float* row, int& flags) {
@@ -41,12 +51,7 @@ DEVICE float load(const Arguments& a, int picture, int column, float* row, int& 
     unsigned best = key_of(-infinity);
     for (int i = THREAD; i < a.vocabulary; i += THREADS) {
         float logit = widen(conditional[i]);
-        if (unconditional) {
-            float from = widen(unconditional[i]), away = logit - from;
-            // As torch.lerp does, so that a scale of 1 is the conditional logit itself.
-            logit = scale < 0.5f && scale > -0.5f ? from + scale * away
-                                                  : logit - away * (1.0f - scale);
-        }
+        if (unconditional) logit = guide(logit, widen(unconditional[i]), scale);
         logit = logit / temperature;
         if (!(logit < infinity)) {
             logit = -infinity;
@@ -186,6 +191,10 @@ extern "C" void verify_on_host(const Arguments* a, int logit_bytes, int brain) {
 }
 
 extern "C" void philox_on_host(unsigned* words, u64 seed) { philox(words, seed); }
+
+extern "C" float guide_on_host(float logit, float from, float scale) {
+    return guide(logit, from, scale);
+}
 
 extern "C" float exponential_on_host(float x) { return exponential(x); }
 

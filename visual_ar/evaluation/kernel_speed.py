@@ -132,7 +132,10 @@ def _by_flashinfer(window: Window, rule: str, coupling: str) -> Verify:
 
 
 def _no_kernel(device: torch.device) -> str | None:
-    choice = dispatch.choose(device)
+    try:
+        choice = dispatch.choose(device)
+    except RuntimeError as error:  # it is asked for where it cannot run
+        return str(error)
     return None if choice.backend == "cuda" else choice.reason
 
 
