@@ -24,8 +24,9 @@ from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training import bundled, load_recipe, run
 from visual_ar.training.codebook import CodebookUpkeep
-from visual_ar.training.drawn_codes import Drawn, cached_codes
-from visual_ar.training.generator import balance, mislead, place_codes
+from visual_ar.training.drawn_codes import Drawn, cached_codes, mislead
+from visual_ar.training.generator import balance
+from visual_ar.training.head_kinds import place_codes
 from visual_ar.training.losses import TokenizerLoss
 from visual_ar.training.muon import orthogonal
 from visual_ar.training.pixels import shifted, to_float, to_uint8
