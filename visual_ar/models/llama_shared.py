@@ -239,11 +239,6 @@ def full_mask(mask: Tensor, end: Tensor) -> Tensor:
     return ((before & seen[:, None]) | itself)[:, None]
 
 
-def default_ffn_dim(dim: int) -> int:
-    """Feed-forward width of the published sizes: 2/3 of 4 D, rounded up to a multiple of 256."""
-    return -(-int(2 * 4 * dim / 3) // 256) * 256
-
-
 def initialise(module: nn.Module) -> None:
     """Draws the weights of a linear map or an embedding; for `nn.Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
