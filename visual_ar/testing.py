@@ -266,7 +266,8 @@ class ToyBitModel(ToyTokenModel):
 
     def spelled(self, sequences: Tensor) -> Tensor:
         """See `ToyTokenModel.spelled`: bits, the first most significant."""
-        return codes_to_bits(sequences, *self.tokens.shape, "msb")
+        (bits,) = self.tokens.shape
+        return codes_to_bits(sequences, bits, "msb")
 
     def chances(self, warped: Tensor, sequences: Tensor, forced: Tensor | None) -> Tensor:
         """See `ToyTokenModel.chances`. Every bit may be forced by itself."""
