@@ -20,7 +20,7 @@ from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.training import load_recipe, run
 from visual_ar.training.binary_tokenizer import start_decoder
 from visual_ar.training.drawn_bits import DrawnBits, cached_bits, flip
-from visual_ar.training.generator import mislead
+from visual_ar.training.drawn_codes import mislead
 from visual_ar.training.pixels import to_float
 from visual_ar.training.progress import Log
 from visual_ar.training.recipe import GeneratorRecipe, Logging, Recipe, TokenizerRecipe

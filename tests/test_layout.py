@@ -88,7 +88,6 @@ def test_neighbour_order_goes_by_distance_from_the_first_cell():
     assert layout.cell.tolist() == [0, 1, 3, 2, 4, 5]
     assert layout.group_end.tolist() == [1, 3, 3, 5, 5, 6]
     assert layout.group_start.tolist() == [0, 1, 1, 3, 3, 5]
-    assert layout.largest_group == 2
     assert layout.positions[3].tolist() == [0, 0, 2]
     left, above = layout.sources.T.tolist()
     assert left == [-1, 0, ABSENT, 1, 2, 4]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from visual_ar.cli.main import app
 from visual_ar.evaluation import lpips as lpips_module
-from visual_ar.evaluation.codes import CodeCounts, bits
+from visual_ar.evaluation.code_counts import CodeCounts, bits
 from visual_ar.evaluation.distortion import psnr, ssim
 from visual_ar.evaluation.fid import fid
 from visual_ar.evaluation.lpips import CHANNELS, Lpips

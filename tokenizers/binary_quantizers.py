@@ -1,4 +1,4 @@
-"""Quantizers whose tokens are bits: LFQ, grouped LFQ, BSQ and Bernoulli; pixels are unknown here.
+"""Quantizers whose tokens are bits: LFQ, grouped LFQ and BSQ; pixels are unknown here.
 
 They share one theory. A latent u is compared with the 2^d corners c of a cube of half side s, and
 the soft assignment p(c | u), proportional to exp(2 k u.c) with k an inverse temperature, factorises
@@ -79,9 +79,10 @@ class BinaryQuantizer(nn.Module):
         grid = (latents.shape[2], latents.shape[3])
         with torch.autocast(latents.device.type, enabled=False):
             compared = self._project(in_full(latents))
-            tokens = self._draw(compared)
+            tokens = _by_token(compared > 0)
             codes = self._pass_through(compared, tokens, grid)
-            losses = {"commitment": self._commitment(compared, tokens, grid)}
+            corner = self.lookup(tokens, grid).to(compared)
+            losses = {"commitment": F.mse_loss(compared, corner)}
             log_odds = 4 * self.inverse_temperature * self.scale * _by_token(compared)
             sample, batch = self._entropies(log_odds.flatten(0, 1))
             losses["entropy"] = sample - batch
@@ -96,16 +97,9 @@ class BinaryQuantizer(nn.Module):
         """Latents [B, d, h, w] as they are compared."""
         return latents
 
-    def _draw(self, compared: Tensor) -> Tensor:
-        """The tokens in training: bool [B, N, d]."""
-        return _by_token(compared > 0)
-
     def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The quantised latents, exactly, with the gradient of `compared`."""
         return self.lookup(tokens, grid).to(compared) + (compared - compared.detach())
-
-    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-        return F.mse_loss(compared, self.lookup(tokens, grid).to(compared))
 
     def _entropies(self, log_odds: Tensor) -> tuple[Tensor, Tensor]:
         """Entropy of a sample and of the batch average, summed over groups. log_odds: [M, d]."""
@@ -165,51 +159,6 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         passed = compared * self.scale if self.scaled_gradient else compared
         return super()._pass_through(passed, tokens, grid)
-
-
-class BernoulliQuantizer(BinaryQuantizer):
-    """Bits drawn from Bernoulli laws; a code is the sum of the vectors of the bits that are 1.
-
-    Wang et al. (2023), "Binary latent diffusion", equations 2-4. In training a bit is drawn with
-    log-odds z / T and the gradient is that of sigmoid(z); otherwise it is 1 where z is above 0.
-    Here "commitment" is the mean square of sigmoid(z) minus the bit.
-
-    Args:
-        bits: d, at least 1; the latents z have d channels.
-        dim: channels C of a code.
-        groups: groups of bits in the batch entropy.
-        temperature: T, above 0.
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-
-    def __init__(self, bits: int, dim: int, groups: int = 1, temperature: float = 1.0) -> None:
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        super().__init__(bits, groups, 1 / (4 * temperature), scale=1.0)
-        self.temperature = temperature
-        self.embed = nn.Parameter(torch.randn(bits, dim) * bits**-0.5)
-
-    def lookup(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """The codes of tokens. tokens: bool [B, N, d]; returns [B, C, h, w]."""
-        check_bit_tokens(tokens, grid, self.bits)
-        return _on_grid(tokens.to(self.embed.dtype) @ self.embed, grid)
-
-    def _draw(self, compared: Tensor) -> Tensor:
-        if not self.training:
-            return super()._draw(compared)
-        return _by_token(torch.bernoulli(torch.sigmoid(compared / self.temperature)).bool())
-
-    def _pass_through(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-        chance = _by_token(torch.sigmoid(compared))
-        bits = tokens.to(chance) + (chance - chance.detach())
-        return _on_grid(bits @ self.embed.to(chance), grid)
-
-    def _commitment(self, compared: Tensor, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-        return F.mse_loss(_by_token(torch.sigmoid(compared)), tokens.to(compared))
 
 
 def marginal_entropy(tokens: Tensor) -> Tensor:

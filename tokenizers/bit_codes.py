@@ -5,7 +5,6 @@ Bits are canonical everywhere else: an integer needs a bit order, and published 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,34 +89,6 @@ def bits_to_integers(bits: Tensor, order: BitOrder) -> np.ndarray:
     words = bits_to_codes(padded, "lsb").cpu().numpy().astype(object)
     total = sum(words[..., i] << _WORD * i for i in range(words.shape[-1]))
     return np.asarray(total, dtype=object)
-
-
-def integers_to_bits(values: np.ndarray | Sequence[int], bits: int, order: BitOrder) -> Tensor:
-    """The inverse of `bits_to_integers`.
-
-    Args:
-        values: Python integers in 0..2^d - 1, an object array of any shape or a sequence.
-        bits: d, at least 1.
-        order: see `bits_to_codes`.
-
-    Returns:
-        bool [..., d] on the CPU.
-
-    Raises:
-        ValueError: an integer beyond the range, or an unknown order.
-    """
-    _check_order(order)
-    if bits < 1:
-        raise ValueError(f"bits must be at least 1, got {bits}")
-    array = np.asarray(values, dtype=object)
-    for value in array.flat:
-        if not isinstance(value, int) or not 0 <= value < 2**bits:
-            raise ValueError(f"integers of {bits} bits must be in 0..2^{bits} - 1, got {value!r}")
-    size = (bits + 7) // 8
-    raw = b"".join(value.to_bytes(size, "little") for value in array.flat)
-    table = np.frombuffer(raw, dtype=np.uint8).reshape(*array.shape, size)
-    low_first = torch.from_numpy(np.unpackbits(table, axis=-1, count=bits, bitorder="little"))
-    return (low_first if order == "lsb" else low_first.flip(-1)).bool()
 
 
 def bit_entropy(log_odds: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Registry of decoding methods; plays the part of an `__init__` for the top-level `accel/`.
 
-Knows only names and where they live. A new method is one line in `CLASSES` and one in `METHODS`.
+Knows only names and where they live. A new method is one line in `METHODS`.
 """
 
 from collections.abc import Callable
@@ -12,31 +12,28 @@ from typing import Any
 _inside = Path(__file__).with_suffix("")  # exists in wheels
 __path__ = [str(_inside if _inside.is_dir() else _inside.parent.parent / _inside.name)]
 
-CLASSES = {  # public name -> module
-    "Decoding": "decoding",
-    "SequentialDecoding": "sequential",
-    "SpeculativeJacobiDecoding": "jacobi",
-    "ExactMatchJacobiDecoding": "exact_match",
-    "TreeDecoding": "tree_decoding",
-    "DraftHeadDecoding": "draft_head",
-    "SpeculativeDenoisingDecoding": "denoising",
-    "GroupDecoding": "groups",
-    "HybridDecoding": "hybrid",
+METHODS = {  # command-line name -> module:class, or module:class.preset, a classmethod of it
+    "sequential": "sequential:SequentialDecoding",
+    "jacobi": "jacobi:SpeculativeJacobiDecoding",
+    "jacobi-published": "jacobi:SpeculativeJacobiDecoding.published",
+    "exact-match": "exact_match:ExactMatchJacobiDecoding",
+    "tree": "tree_decoding:TreeDecoding",
+    "tree-spatial": "tree_decoding:TreeDecoding.spatial",
+    "tree-adaptive": "tree_decoding:TreeDecoding.adaptive",
+    "draft-head": "draft_head:DraftHeadDecoding",
+    "denoising": "denoising:SpeculativeDenoisingDecoding",
+    "groups": "groups:GroupDecoding",
+    "hybrid": "hybrid:HybridDecoding",
 }
 
-METHODS = {  # command-line name -> class, or class.preset for a classmethod that returns one
-    "sequential": "SequentialDecoding",
-    "jacobi": "SpeculativeJacobiDecoding",
-    "jacobi-published": "SpeculativeJacobiDecoding.published",
-    "exact-match": "ExactMatchJacobiDecoding",
-    "tree": "TreeDecoding",
-    "tree-spatial": "TreeDecoding.spatial",
-    "tree-adaptive": "TreeDecoding.adaptive",
-    "draft-head": "DraftHeadDecoding",
-    "denoising": "SpeculativeDenoisingDecoding",
-    "groups": "GroupDecoding",
-    "hybrid": "HybridDecoding",
-}
+
+def _homes() -> dict[str, str]:
+    """Public class names and their modules."""
+    parts = [home.partition(":") for home in METHODS.values()]
+    return {"Decoding": "decoding"} | {name.partition(".")[0]: home for home, _, name in parts}
+
+
+CLASSES = _homes()
 
 __all__ = ["CLASSES", "METHODS", "method", *CLASSES]
 
@@ -49,12 +46,13 @@ def method(name: str) -> Callable[..., Any]:
     """
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    owner, _, preset = METHODS[name].partition(".")
-    constructor = __getattr__(owner)
-    return attrgetter(preset)(constructor) if preset else constructor
+    module, _, path = METHODS[name].partition(":")
+    constructor: Callable[..., Any] = attrgetter(path)(import_module(f"{__name__}.{module}"))
+    return constructor
 
 
 def __getattr__(name: str) -> Any:
-    if name in CLASSES:
-        return getattr(import_module(f"{__name__}.{CLASSES[name]}"), name)
+    homes = _homes()
+    if name in homes:
+        return getattr(import_module(f"{__name__}.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

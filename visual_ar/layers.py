@@ -180,6 +180,11 @@ class Block(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
 
+def default_ffn_dim(dim: int) -> int:
+    """Feed-forward width of the published sizes: 2/3 of 4 D, rounded up to a multiple of 256."""
+    return -(-int(2 * 4 * dim / 3) // 256) * 256
+
+
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotates neighbouring pairs (x0, x1), (x2, x3), ... (rotary positions, Su et al. 2021).
 

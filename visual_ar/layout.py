@@ -117,11 +117,6 @@ class Layout:
         return torch.searchsorted(self.group_end, self.group_end)
 
     @property
-    def largest_group(self) -> int:
-        """Ranks of the largest group: what a pass that draws whole groups has to predict."""
-        return int((self.group_end - self.group_start).max())
-
-    @property
     def shape3d(self) -> tuple[int, int, int]:
         """The grid as (frames, rows, columns)."""
         frames, rows, columns = (1, 1, *self.grid)[-3:]

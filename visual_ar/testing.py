@@ -258,7 +258,7 @@ class ToyBitModel(ToyTokenModel):
     @property
     def vocab_size(self) -> int:
         """Number of different tokens, 2^d."""
-        return 2**self.config.bits
+        return 2 ** self.tokens.shape[0]
 
     def embed(self, tokens: Tensor, ranks: Tensor) -> Tensor:
         """What a token contributes at its rank. bool [R, Q, d], int64 [R, Q]; [R, Q, D]."""
@@ -266,7 +266,8 @@ class ToyBitModel(ToyTokenModel):
 
     def spelled(self, sequences: Tensor) -> Tensor:
         """See `ToyTokenModel.spelled`: bits, the first most significant."""
-        return codes_to_bits(sequences, self.config.bits, "msb")
+        (bits,) = self.tokens.shape
+        return codes_to_bits(sequences, bits, "msb")
 
     def chances(self, warped: Tensor, sequences: Tensor, forced: Tensor | None) -> Tensor:
         """See `ToyTokenModel.chances`. Every bit may be forced by itself."""

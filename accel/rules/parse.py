@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visual_ar.accel.rules.bitwise import Bitwise
+from visual_ar.accel.rules.bit_by_bit import Bitwise
 from visual_ar.accel.rules.block import Block
 from visual_ar.accel.rules.exact import Exact
 from visual_ar.accel.rules.gsd import Grouped

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_ar.evaluation.codes import CodeCounts, bits
+from visual_ar.evaluation.code_counts import CodeCounts, bits
 from visual_ar.evaluation.distortion import WINDOW, psnr, ssim
 from visual_ar.evaluation.fid import ENOUGH, check_count, frechet
 from visual_ar.evaluation.lpips import Lpips

@@ -7,15 +7,15 @@ was made for; knows nothing about acceptance or pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from visual_ar.cache import KVCache
-from visual_ar.layers import Block, Linear, Pass, RMSNorm, rotations_2d
-from visual_ar.models.llama_shared import default_ffn_dim
-from visual_ar.models.llamagen import LlamaGen
+from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim, rotations_2d
 from visual_ar.models.token_model import TokenModel
 
 _PROBES = 16
@@ -63,8 +63,11 @@ class DraftHead(ModelMixin, ConfigMixin):
         self._rotations: Tensor | None = None  # not a buffer: it stays complex64 in every dtype
 
     @classmethod
-    def start_from(cls, model: LlamaGen) -> DraftHead:
-        """A head for `model` that foretells the state it is given, seen through the last block."""
+    def start_from(cls, model: Any) -> DraftHead:
+        """A head that foretells the state it is given, seen through the last block.
+
+        model: a `LlamaGen`, of whose blocks this class is one.
+        """
         config = model.config
         head = cls(
             dim=config.dim,

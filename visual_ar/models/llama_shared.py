@@ -96,6 +96,20 @@ class ConditionedModel(TokenModel):
         """1 for a class, the caption length for text."""
         return 1 if self.config.caption_dim is None else self.config.caption_length
 
+    def same_columns(self, given: Tensor) -> bool:
+        """Whether one column of every prefix stands for all, with and without a condition.
+
+        Read off the features themselves: whoever wrote an encoder need not say so.
+
+        Args:
+            given: see `condition`.
+        """
+        embedder = self.cls_embedding
+        if self.prefix_length == 1 or isinstance(embedder, LabelEmbedder):
+            return False
+        both = (given.detach(), embedder.uncond_embedding)
+        return all(bool((features == features[..., :1, :]).all()) for features in both)
+
     def new_cache(self, rows: int, slots: int, prefix: int) -> KVCache:
         """See `TokenModel.new_cache`."""
         return KVCache(
@@ -223,11 +237,6 @@ def full_mask(mask: Tensor, end: Tensor) -> Tensor:
     before = torch.arange(length, device=end.device) < end[:, None]
     itself = torch.eye(length, dtype=torch.bool, device=end.device)
     return ((before & seen[:, None]) | itself)[:, None]
-
-
-def default_ffn_dim(dim: int) -> int:
-    """Feed-forward width of the published sizes: 2/3 of 4 D, rounded up to a multiple of 256."""
-    return -(-int(2 * 4 * dim / 3) // 256) * 256
 
 
 def initialise(module: nn.Module) -> None:

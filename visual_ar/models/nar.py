@@ -19,11 +19,10 @@ from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
 from visual_ar.conditioning.condition import Condition
-from visual_ar.layers import Block, Linear, Pass, RMSNorm
+from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim
 from visual_ar.layout import ABSENT, Layout, neighbour_layout
 from visual_ar.models.llama_shared import (
     ConditionedModel,
-    default_ffn_dim,
     full_mask,
     initialise,
     prefix_embedder,

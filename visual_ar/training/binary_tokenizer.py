@@ -74,7 +74,7 @@ class BinaryTokenizerTraining(TokenizerTraining):
             "bsq": BinarySphericalQuantizer,
         }
         make: Any = quantizers[self._options.quantizer]
-        self.quantizer: BinaryQuantizer = make(config.bits, config.bit_groups, kappa)
+        self.quantizer: BinaryQuantizer = make(*self.model.tokens.shape, config.bit_groups, kappa)
 
     def _before_step(self, progress: float) -> None:
         """Nothing: bits replace the latents from the first step."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visual_ar.conditioning.condition import Condition
 from visual_ar.tokenizers.binary import BinaryTokenizer
-from visual_ar.training.drawn_codes import BATCH, digest
+from visual_ar.training.drawn_codes import BATCH, digest, mislead
 from visual_ar.training.pixels import shifted, to_float
 from visual_ar.training.progress import random_numbers
 
@@ -26,15 +28,24 @@ class DrawnBits(NamedTuple):
         """The same on another device."""
         return DrawnBits(self.inputs.to(device), self.labels.to(device))
 
+    def with_mistakes(self, wrong: float, flipped: float, draw: torch.Generator) -> DrawnBits:
+        """The same with `mislead` of `wrong`, then `flip` of `flipped`."""
+        return flip(mislead(self, wrong, draw), flipped, draw)
 
-class BitCodes(NamedTuple):
+    def loss(self, model: Any, condition: Condition, same_columns: bool) -> Tensor:
+        """Mean cross-entropy of a generator, nats a token; see `LlamaGen.features`."""
+        hidden = model.features(self.inputs, condition, same_columns)
+        return model.token_loss(hidden, self.labels).mean()
+
+
+class CachedBits(NamedTuple):
     """The tokens of every cell. tokens: bool [crops, M, N, d]."""
 
     tokens: Tensor
 
-    def ordered(self, order: Tensor) -> BitCodes:
+    def ordered(self, order: Tensor) -> CachedBits:
         """The same in decode order. order: int64 [N], rank -> cell."""
-        return BitCodes(self.tokens[:, :, order])
+        return CachedBits(self.tokens[:, :, order])
 
     def draw(self, crops: Tensor, pictures: Tensor, draw: torch.Generator) -> DrawnBits:
         """Tokens of some versions of some pictures. crops, pictures: int64 [B]."""
@@ -45,6 +56,12 @@ class BitCodes(NamedTuple):
         """The signs of the pictures' own bits, one after the other: fp32 [B, N d]."""
         return self.tokens[0, pictures].flatten(1).float() * 2 - 1
 
+    def latents_of(
+        self, tokenizer: BinaryTokenizer, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """What captions foretell: `latents` of pictures int64 [B], on a device."""
+        return lambda pictures: self.latents(pictures).to(device)
+
 
 def cached_bits(
     tokenizer: BinaryTokenizer,
@@ -54,7 +71,7 @@ def cached_bits(
     seed: int,
     directory: Path,
     device: torch.device,
-) -> BitCodes:
+) -> CachedBits:
     """Tokens of every picture, from the file of an earlier call with the same arguments if any.
 
     Args:
@@ -77,8 +94,8 @@ def cached_bits(
             np.savez(file, packed=np.packbits(np.stack(versions), axis=-1))
         os.replace(part, path)
     with np.load(path) as arrays:
-        bits = np.unpackbits(arrays["packed"], axis=-1, count=tokenizer.bits)
-    return BitCodes(torch.from_numpy(bits).bool())
+        bits = np.unpackbits(arrays["packed"], axis=-1, count=tokenizer.tokens.shape[0])
+    return CachedBits(torch.from_numpy(bits).bool())
 
 
 def flip(drawn: DrawnBits, largest: float, draw: torch.Generator) -> DrawnBits:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visual_ar.conditioning.condition import Condition
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.pixels import shifted, to_float
@@ -22,7 +24,10 @@ LARGEST = np.iinfo(np.uint16).max + 1
 CHOICES = 8  # codes told of a soft cell; of emoji at temperature 0.02 they have 87 % of the chances
 
 
-class Codes(NamedTuple):
+AnyDrawn = TypeVar("AnyDrawn", bound=Any)  # a named tuple of `inputs` [B, N, *] and others
+
+
+class CachedCodes(NamedTuple):
     """The codes of every cell, nearest first, and their chances.
 
     Attributes:
@@ -38,9 +43,9 @@ class Codes(NamedTuple):
         """The codes of the pictures themselves, not shifted: uint16 [M, N]."""
         return self.tokens[0, :, :, 0]
 
-    def ordered(self, order: Tensor) -> Codes:
+    def ordered(self, order: Tensor) -> CachedCodes:
         """The same in decode order. order: int64 [N], rank -> cell."""
-        return Codes(self.tokens[:, :, order], self.chances[:, :, order])
+        return CachedCodes(self.tokens[:, :, order], self.chances[:, :, order])
 
     def draw(self, crops: Tensor, pictures: Tensor, draw: torch.Generator) -> Drawn:
         """Cells with one code drawn for each. crops, pictures: int64 [B]."""
@@ -49,6 +54,13 @@ class Codes(NamedTuple):
         chosen = torch.multinomial(chances.flatten(0, 1), 1, generator=draw)
         one = tokens.gather(-1, chosen.view(*tokens.shape[:2], 1))[..., 0]
         return Drawn(one, tokens, chances)
+
+    def latents_of(
+        self, tokenizer: VQTokenizer, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """What captions foretell: of pictures int64 [B], the codes' vectors, fp32 [B, L]."""
+        vectors, nearest = tokenizer.quantize.codebook().detach().float(), self.nearest
+        return lambda pictures: vectors[nearest[pictures].to(device, torch.int64)].flatten(1)
 
 
 class Drawn(NamedTuple):
@@ -68,6 +80,40 @@ class Drawn(NamedTuple):
         """The same on another device."""
         return Drawn(*(tensor.to(device) for tensor in self))
 
+    def with_mistakes(self, wrong: float, flipped: float, draw: torch.Generator) -> Drawn:
+        """The same with `mislead` of `wrong`; codes have no bits that `flipped` could change."""
+        return mislead(self, wrong, draw)
+
+    def loss(self, model: Any, condition: Condition, same_columns: bool) -> Tensor:
+        """Mean cross-entropy of a generator, nats a token; see `LlamaGen.logits`."""
+        logits = model.logits(self.inputs, condition, same_columns)
+        return soft_cross_entropy(logits, self.labels, self.chances)
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tensor:
+    """Mean cross-entropy, nats a token.
+
+    Args:
+        logits: [B, Q, V].
+        labels: int64 [B, Q, K], codes of each cell.
+        chances: [B, Q, K], of the labels.
+    """
+    return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
+
+
+def mislead(drawn: AnyDrawn, largest: float, draw: torch.Generator) -> AnyDrawn:
+    """Puts the codes of the batch's next picture into the inputs of every second picture or so.
+
+    Of the others a share evenly distributed in [0, largest] is replaced, the labels stay: what
+    comes after a wrong code is learned too (scheduled sampling, Bengio et al. 2015, with codes of
+    other pictures for the model's own mistakes).
+    """
+    batch = len(drawn.inputs)
+    share = largest * (2 * torch.rand(batch, 1, generator=draw) - 1)
+    wrong = torch.rand(drawn.inputs.shape[:2], generator=draw) < share
+    wrong = wrong.view(*wrong.shape, *[1] * (drawn.inputs.dim() - 2))
+    return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
+
 
 def cached_codes(
     tokenizer: VQTokenizer,
@@ -78,7 +124,7 @@ def cached_codes(
     seed: int,
     directory: Path,
     device: torch.device,
-) -> Codes:
+) -> CachedCodes:
     """Codes of every picture, from the file of an earlier call with the same arguments if any.
 
     Args:
@@ -114,7 +160,7 @@ def cached_codes(
             )
         os.replace(part, path)
     with np.load(path) as arrays:
-        return Codes(torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["chances"]))
+        return CachedCodes(torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["chances"]))
 
 
 @torch.inference_mode()

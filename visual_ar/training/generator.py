@@ -8,13 +8,10 @@ that guidance works (Ho and Salimans 2022).
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_ar import loading
@@ -23,10 +20,8 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.cast import Cast
 from visual_ar.companions import same_tokenizer
 from visual_ar.data.dataset import Dataset
-from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
+from visual_ar.models.bitwise import SubcodeLlamaGen
 from visual_ar.models.llama_shared import CaptionEmbedder
-from visual_ar.models.llamagen import LlamaGen
-from visual_ar.models.nar import NAR
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
 from visual_ar.size import Size
@@ -35,8 +30,9 @@ from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.bundle import save_delta, save_pipeline
 from visual_ar.training.captions import CaptionModel, start_captions
-from visual_ar.training.drawn_bits import BitCodes, DrawnBits, cached_bits, flip
-from visual_ar.training.drawn_codes import Codes, Drawn, cached_codes
+from visual_ar.training.drawn_bits import CachedBits, DrawnBits
+from visual_ar.training.drawn_codes import CachedCodes, Drawn
+from visual_ar.training.head_kinds import HEADS, MODELS, Generator, matrices
 from visual_ar.training.loop import Training
 from visual_ar.training.pixels import save_sheet
 from visual_ar.training.progress import (
@@ -58,21 +54,10 @@ from visual_ar.training.recipe import GeneratorRecipe
 from visual_ar.training.subjects import ClassConditions, Conditions, Given, TextConditions
 from visual_ar.training.trunk import bundle_name, find_trunk, start_from, start_text
 
-Generator = LlamaGen | NAR
-
 ORDER, DROPOUT, MEASURE = 1, 2, 4  # streams of random numbers; 3 belongs to `captions`
 HELD_OUT_PICTURES = 200
 MEASURE_BATCH = 20
 SHEET_COLUMNS = 8
-MODELS: dict[tuple[str, str], type[LlamaGen] | type[NAR]] = {  # family and head -> class
-    ("llamagen", "categorical"): LlamaGen,
-    ("llamagen", "bits"): BitLlamaGen,
-    ("llamagen", "subcodes"): SubcodeLlamaGen,
-    ("nar", "categorical"): NAR,
-}
-
-
-AnyDrawn = TypeVar("AnyDrawn", Drawn, DrawnBits)
 
 
 class Trained(nn.Module):
@@ -99,6 +84,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         self, recipe: GeneratorRecipe, data: Dataset, output: Path, device: torch.device
     ) -> None:
         self.recipe, self.output, self.device = recipe, output, device
+        self.head = HEADS[recipe.head]
         self.trunk: VisualARPipeline | None = None
         if recipe.trunk:
             folder = find_trunk(recipe.trunk, output.parent)
@@ -108,7 +94,9 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         check_resumed(output, recipe, self.sources)
         pictures = torch.from_numpy(data.pictures)
         self.grid = self.tokenizer.grid(Size(*pictures.shape[1:3]))
-        self.codes = self._tokens_of(pictures)
+        self.codes: CachedCodes | CachedBits = self.head.tokens_of(
+            self.tokenizer, pictures, recipe, output, device
+        )
         self.train_indices = torch.from_numpy(data.indices(*recipe.splits))
         groups = data.groups
         self.weights = balance([groups[i] for i in self.train_indices], recipe.balance)
@@ -125,13 +113,15 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             self.conditions = TextConditions(data, recipe.alias)
             words = self.conditions.words(self.train_indices)
             encoder = TextEncoder(words=words, **recipe.text).to(device)
-            latents = _latents_of(self.codes, self.tokenizer, device)
+            latents = self.codes.latents_of(self.tokenizer, device)
             captions = CaptionModel(encoder, latents, self.train_indices)
             condition = {
                 "caption_dim": encoder.config.feature_dim,
                 "caption_length": encoder.config.length,
             }
-        model = self._build(condition)
+        options = {**recipe.model, **condition, "grid_size": self.grid[0]}
+        make = MODELS[recipe.family, recipe.head]
+        model = self.head.build(make, options, self.tokenizer)
         if recipe.head_alone:
             model.requires_grad_(False)
             model.output.requires_grad_(True)
@@ -144,7 +134,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             self._start_from(self.trunk)
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimisers = build_optimisers(
-            self.trained, recipe.optimiser, _matrices(model), captions, recipe.captions.rate
+            self.trained, recipe.optimiser, matrices(model), captions, recipe.captions.rate
         )
         if captions is not None and not recipe.trunk and not has_checkpoint(output):
             assert isinstance(self.conditions, TextConditions)
@@ -167,7 +157,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         recipe = self.recipe
         if recipe.head_alone and self.trunk is not None:
             return self.trunk.image_tokenizer.requires_grad_(False)
-        return _load_tokenizer(self.output.parent / recipe.tokenizer / "model", recipe.head)
+        return self.head.load(self.output.parent / recipe.tokenizer / "model")
 
     def _fingerprints(self) -> dict[str, str]:
         """Of what the recipe reads of other runs."""
@@ -189,25 +179,6 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             start_text(self.trained.captions.encoder, trunk)
             self.trained.captions.requires_grad_(False)
 
-    def _tokens_of(self, pictures: Tensor) -> Codes | BitCodes:
-        """The tokens of all pictures uint8 [M, H, W, 3]."""
-        recipe, tokenizer, output = self.recipe, self.tokenizer, self.output
-        cut = (pictures, recipe.crops, recipe.shift)
-        if isinstance(tokenizer, BinaryTokenizer):
-            return cached_bits(tokenizer, *cut, recipe.seed, output, self.device)
-        return cached_codes(tokenizer, *cut, recipe.soft, recipe.seed, output, self.device)
-
-    def _build(self, condition: dict[str, int]) -> Generator:
-        """The generator. condition: arguments that say what it is conditioned on."""
-        recipe, tokenizer = self.recipe, self.tokenizer
-        make: Any = MODELS[recipe.family, recipe.head]
-        options = {**recipe.model, **condition, "grid_size": self.grid[0]}
-        if isinstance(tokenizer, BinaryTokenizer):
-            return make(**options, bits=tokenizer.bits)
-        model: Generator = make(**options, vocab_size=tokenizer.codebook_size)
-        place_codes(model, tokenizer.quantize.codebook().detach())
-        return model
-
     def _look(self) -> dict[str, Any]:
         self.save_samples()
         return {"held_out": self.measure()}
@@ -223,13 +194,14 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         chosen = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=draw)
         indices = self.train_indices[chosen]
         crops = torch.randint(recipe.crops, (recipe.batch,), generator=draw)
-        drawn = self._draw(crops, indices, draw).to(self.device)
+        drawn = self.codes.draw(crops, indices, draw)
+        drawn = drawn.with_mistakes(recipe.wrong, recipe.flip, draw).to(self.device)
         drop = (torch.rand(recipe.batch, generator=draw) < recipe.drop).to(self.device)
         progress, rate = self.clock.progress, learning_rate(recipe.optimiser, self.clock)
         torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             given = self.conditions.vary(indices, self.trained.text_encoder, draw)
-            loss = total = _loss(self.trained.model, drawn, given, drop)
+            loss = total = loss_of(self.trained.model, drawn, given, drop)
         if self.trained.captions is not None and not recipe.trunk:
             foretold = self.trained.captions.loss(given.given, indices)
             total = total + recipe.captions.weight * foretold
@@ -245,13 +217,6 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             "loss": float(loss.detach()),
         }
 
-    def _draw(self, crops: Tensor, indices: Tensor, draw: torch.Generator) -> Drawn | DrawnBits:
-        """Tokens of a step, with mistakes in what the model is fed. crops, indices: int64 [B]."""
-        drawn = self.codes.draw(crops, indices, draw)
-        if isinstance(drawn, DrawnBits):
-            return flip(mislead(drawn, self.recipe.wrong, draw), self.recipe.flip, draw)
-        return mislead(drawn, self.recipe.wrong, draw)
-
     @torch.no_grad()
     def measure(self) -> float:
         """Mean loss of the averaged model on held-out pictures, nats a token."""
@@ -260,7 +225,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             draw = random_numbers(self.recipe.seed, MEASURE, int(indices[0]))
             drawn = self.codes.draw(torch.zeros_like(indices), indices, draw).to(self.device)
             given = self.conditions.describe(indices, self.average.model.text_encoder)
-            total += float(_loss(self.average.model.model, drawn, given)) * len(indices)
+            total += float(loss_of(self.average.model.model, drawn, given)) * len(indices)
         return total / len(self.held_out)
 
     @torch.no_grad()
@@ -321,20 +286,6 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         restore_progress(state, self.clock, self.average, self.optimisers)
 
 
-@torch.no_grad()
-def place_codes(model: Generator, vectors: Tensor) -> None:
-    """Starts embeddings and head so that codes with similar vectors are similar. vectors: [V, d].
-
-    A code of thousands is seen rarely; what is learned about it then holds for those around it.
-    Measured on the first 100 steps of emoji: as low a loss as 140 steps without it.
-    """
-    unit = F.normalize(vectors.float(), dim=-1)
-    heads = [(weight, 0.5) for weight in model.head_weights]
-    for weight, norm in ((model.tok_embeddings.weight, 0.3), *heads):
-        frame = nn.init.orthogonal_(torch.empty(unit.shape[1], weight.shape[1]))
-        weight.add_((norm * unit @ frame).to(weight.device))
-
-
 def balance(groups: list[str], power: float) -> Tensor:
     """Chance of each picture: the size of its group to the power -`power`. float64 [M]."""
     sizes: dict[str, int] = {}
@@ -343,78 +294,9 @@ def balance(groups: list[str], power: float) -> Tensor:
     return torch.tensor([sizes[group] for group in groups], dtype=torch.float64) ** -power
 
 
-def mislead(drawn: AnyDrawn, largest: float, draw: torch.Generator) -> AnyDrawn:
-    """Puts the codes of the batch's next picture into the inputs of every second picture or so.
-
-    Of the others a share evenly distributed in [0, largest] is replaced, the labels stay: what
-    comes after a wrong code is learned too (scheduled sampling, Bengio et al. 2015, with codes of
-    other pictures for the model's own mistakes).
-    """
-    batch = len(drawn.inputs)
-    share = largest * (2 * torch.rand(batch, 1, generator=draw) - 1)
-    wrong = torch.rand(drawn.inputs.shape[:2], generator=draw) < share
-    wrong = wrong.view(*wrong.shape, *[1] * (drawn.inputs.dim() - 2))
-    return drawn._replace(inputs=torch.where(wrong, drawn.inputs.roll(-1, 0), drawn.inputs))
-
-
-def _matrices(model: Generator) -> list[nn.Parameter]:
-    """What Muon trains: the blocks, and the caption projection.
-
-    AdamW lets one direction that all captions share grow to seven eighths of the projected prefix.
-    """
-    parts: list[nn.Module] = [model.layers]
-    if isinstance(model.cls_embedding, CaptionEmbedder):
-        parts.append(model.cls_embedding.cap_proj)
-    return [p for part in parts for p in part.parameters() if p.ndim == 2 and p.requires_grad]
-
-
-def _latents_of(
-    codes: Codes | BitCodes, tokenizer: VQTokenizer | BinaryTokenizer, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """What captions foretell, as a function of pictures: int64 [B] to fp32 [B, L] on `device`."""
-    if isinstance(codes, BitCodes):
-        return lambda pictures: codes.latents(pictures).to(device)
-    assert isinstance(tokenizer, VQTokenizer)
-    vectors, nearest = tokenizer.quantize.codebook().detach().float(), codes.nearest
-    return lambda pictures: vectors[nearest[pictures].to(device, torch.int64)].flatten(1)
-
-
-def _loss(
+def loss_of(
     model: Generator, drawn: Drawn | DrawnBits, given: Given, drop: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy, nats a token. drop: bool [B]."""
     condition = model.condition(given.given, given.mask, guided=False, drop=drop)
-    # All columns of a caption hold its summary; those of no caption were made equal at the start.
-    same_columns = model.prefix_length > 1
-    if isinstance(drawn, DrawnBits):
-        assert isinstance(model, BitLlamaGen)
-        hidden = model.features(drawn.inputs, condition, same_columns)
-        return model.token_loss(hidden, drawn.labels).mean()
-    logits = model.logits(drawn.inputs, condition, same_columns)
-    return soft_cross_entropy(logits, drawn.labels, drawn.chances)
-
-
-def soft_cross_entropy(logits: Tensor, labels: Tensor, chances: Tensor) -> Tensor:
-    """Mean cross-entropy, nats a token.
-
-    Args:
-        logits: [B, Q, V].
-        labels: int64 [B, Q, K], codes of each cell.
-        chances: [B, Q, K], of the labels.
-    """
-    return -(chances * logits.log_softmax(-1).gather(-1, labels)).sum(-1).mean()
-
-
-def _load_tokenizer(path: Path, head: str) -> VQTokenizer | BinaryTokenizer:
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"the tokenizer must be trained first: recipe {path.parent.name} into {path.parent}"
-        )
-    wanted: Any = VQTokenizer if head == "categorical" else BinaryTokenizer
-    found = json.loads((path / "config.json").read_text())["_class_name"]
-    if found != wanted.__name__:
-        raise ValueError(
-            f"tokenizer must be a {wanted.__name__} for head {head!r}, "
-            f"got a {found} in {path.parent.name}"
-        )
-    return wanted.from_pretrained(path).eval().requires_grad_(False)
+    return drawn.loss(model, condition, model.same_columns(given.given))

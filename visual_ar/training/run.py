@@ -16,7 +16,8 @@ from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.binary_tokenizer import BinaryTokenizerTraining
-from visual_ar.training.generator import MODELS, GeneratorTraining
+from visual_ar.training.generator import GeneratorTraining
+from visual_ar.training.head_kinds import MODELS
 from visual_ar.training.progress import write_json
 from visual_ar.training.recipe import (
     DenoisingRecipe,

@@ -25,14 +25,12 @@ from visual_ar.pipeline import VisualARPipeline
 from visual_ar.sampling import Sampling
 from visual_ar.size import Size
 from visual_ar.training.bundle import save_delta, save_pipeline
-from visual_ar.training.drawn_codes import cached_codes
+from visual_ar.training.drawn_codes import cached_codes, mislead, soft_cross_entropy
 from visual_ar.training.generator import (
     HELD_OUT_PICTURES,
     MEASURE_BATCH,
     SHEET_COLUMNS,
     balance,
-    mislead,
-    soft_cross_entropy,
 )
 from visual_ar.training.loop import Training
 from visual_ar.training.pixels import save_sheet

@@ -219,8 +219,7 @@ def teach(target: LlamaGen, tokens: Tensor, given: Given) -> Lesson:
     """
     condition = target.condition(given.given, given.mask)
     rows = tokens.repeat(2, 1)
-    # All columns of a caption hold its summary, as in the training of the generator.
-    features = target.features(rows, condition, same_columns=target.prefix_length > 1)
+    features = target.features(rows, condition, target.same_columns(given.given))
     ranks = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
     embeddings = torch.cat([condition.prefix[:, -1:], target.embed(rows, ranks)[:, :-1]], dim=1)
     return Lesson(embeddings, features)

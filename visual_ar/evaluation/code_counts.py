@@ -6,7 +6,6 @@ import math
 from collections import Counter
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -14,7 +13,7 @@ class CodeCounts:
     """How often every code was used.
 
     Args:
-        codebook_size: number of codes V, 2^d for vectors of d bits.
+        codebook_size: number of different tokens V.
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -22,12 +21,11 @@ class CodeCounts:
         self._counts: Counter[bytes] = Counter()
 
     def add(self, tokens: Tensor) -> None:
-        """Counts tokens: int64 [B, N], or bool [B, N, d]."""
-        if tokens.dtype == torch.bool:
-            rows = np.packbits(tokens.flatten(0, 1).cpu().numpy(), axis=1)
-        else:
-            rows = tokens.reshape(-1, 1).cpu().numpy().astype(">i8").view(np.uint8)
-        keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0]
+        """Counts tokens [B, N, *]: two are the same where all their parts are."""
+        rows = tokens.flatten(0, 1).flatten(1) if tokens.dim() > 2 else tokens.reshape(-1, 1)
+        parts = rows.cpu().numpy()
+        parts = parts.astype(parts.dtype.newbyteorder(">"))  # sorted like the numbers they hold
+        keys = np.ascontiguousarray(parts).view(np.dtype((np.void, parts[0].nbytes)))[:, 0]
         for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
             self._counts[bytes(key)] += int(count)
 
@@ -47,11 +45,10 @@ class CodeCounts:
 
 
 def bits(tokens: Tensor, codebook_size: int) -> float:
-    """Bits that store the tokens of one picture: log2 V for a code, d for a vector of d bits.
+    """Bits that store the tokens of one picture, log2 V each.
 
     Args:
-        tokens: int64 [B, N], or bool [B, N, d].
-        codebook_size: number of codes V.
+        tokens: [B, N, *].
+        codebook_size: number of different tokens V.
     """
-    each = tokens.shape[2] if tokens.dtype == torch.bool else math.log2(codebook_size)
-    return float(tokens.shape[1] * each)
+    return float(tokens.shape[1] * math.log2(codebook_size))
