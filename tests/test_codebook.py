@@ -5,7 +5,7 @@ import torch
 from visual_ar.models.llamagen import LlamaGen
 from visual_ar.tokenizers.quantizers import VectorQuantizer
 from visual_ar.training.codebook import CodebookUpkeep
-from visual_ar.training.generator import place_codes
+from visual_ar.training.head_kinds import place_codes
 from visual_ar.training.recipe import Codebook
 
 

@@ -7,7 +7,7 @@ import torch
 
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.drawn_codes import Drawn, cached_codes
-from visual_ar.training.generator import mislead
+from visual_ar.training.drawn_codes import mislead
 from visual_ar.training.pixels import to_float
 
 
