@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import ClassVar
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -19,13 +20,16 @@ from torch import Tensor
 
 from visual_ar.accel.drafts.adaptive import ADAPTATIONS, Pace, ladder
 from visual_ar.accel.drafts.drafter import Drafter, Outcome, Verdict
-from visual_ar.accel.drafts.drafter_kinds import parse_drafter
+from visual_ar.accel.drafts.drafter_kinds import DRAFTERS, parse_drafter
+from visual_ar.accel.drafts.initialise import INITIALISERS
 from visual_ar.accel.drafts.tree import MOST_COLUMNS, Tree, keep_path, shapes, visible
+from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.chain import ColumnNumbers
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.host_copy import HostCopy
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.parse import OF_TABLES, parse_rule
 from visual_ar.accel.rules.rule import TableRule
 from visual_ar.accel.tree_acceptance import judge
 from visual_ar.cast import Cast
@@ -92,6 +96,14 @@ class TreeDecoding(WindowedDecoding):
     needs = frozenset({TABLE})
     requires = frozenset({"trees"})
     skips = True
+    choices: ClassVar[Choices] = {
+        **WindowedDecoding.choices,
+        "drafter": DRAFTERS,
+        "coupling": COUPLINGS,
+        "init": INITIALISERS,
+        "adapt": ADAPTATIONS,
+        "rule": OF_TABLES,
+    }
 
     @register_to_config
     def __init__(
