@@ -87,7 +87,7 @@ def test_what_cannot_be_restored_is_told():
         ({"class": {"a": 1}}, "recipe's prompt or class must be text"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
-        ({"window": [1]}, "recipe's window must be text or a number"),
+        ({"window": [1]}, "recipe's window must be a whole number or text, got"),
     ],
 )
 def test_recipes_from_anyone_are_not_trusted(change, message):
