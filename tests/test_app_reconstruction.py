@@ -70,7 +70,14 @@ def test_cells_and_neighbours_that_there_are_not(tiny_pipeline, picture, cell, r
 
 def test_neighbours_of_bits_differ_in_one_bit():
     code = torch.tensor([True, False, False])
-    tokenizer = BinaryTokenizer(**SMALL)
+    tokenizer = BinaryTokenizer(
+        channels=8,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        bits=3,
+        bit_groups=1,
+        norm_groups=4,
+    )
     assert tokenizer.neighbour(code, 2).tolist() == [True, True, False]
     with pytest.raises(ValueError, match="neighbour must be from 1 to 3, got 4"):
         tokenizer.neighbour(code, 4)

@@ -36,7 +36,9 @@ def options(page):
     given = dict(zip(("window", "coupling", "init", "rule", "measure_tv"), OPTIONS, strict=True))
     from visual_ar.method_options import every_option
 
-    return [given.get(name, option.shown(option.default)) for name, option in every_option().items()]
+    return [
+        given.get(name, option.shown(option.default)) for name, option in every_option().items()
+    ]
 
 
 @pytest.fixture

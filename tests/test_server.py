@@ -157,7 +157,11 @@ def test_the_official_client_works(tiny_pipeline, serve):
         ({"n": True}, "n", "from 1 to 8, got True"),
         ({"n": 1.0}, "n", "from 1 to 8, got 1.0"),
         ({"n": 10**400}, "n", "from 1 to 8, got a number with too many digits"),
-        ({"size": "99999999x99999999"}, "size", "size must be auto or WIDTHxHEIGHT, each from 1 to 4096, got '99999999x"),
+        (
+            {"size": "99999999x99999999"},
+            "size",
+            "size must be auto or WIDTHxHEIGHT, each from 1 to 4096, got '99999999x",
+        ),
         ({"size": {"width": 8}}, "size", "size must be auto or WIDTHxHEIGHT, .* got an object"),
         ({"response_format": "url"}, "response_format", "must be b64_json, got 'url'"),
         ({"output_format": "webp"}, "output_format", "must be png, got 'webp'"),
