@@ -54,7 +54,7 @@ class DraftHeadDecoding(WindowedDecoding):
     Args:
         window: ranks predicted by a pass of the model, the drafts and one more, at least 1, or
             "auto" for the fastest on this device.
-        rule: acceptance rule of the drafts, see `parse_rule`.
+        rule: what accepts a draft, with options; see `parse_rule`.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 

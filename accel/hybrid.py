@@ -104,10 +104,11 @@ class HybridDecoding(WindowedDecoding):
 
     Args:
         window: drafts that a pass verifies, at least 1, or "auto" for the fastest on this device.
-        drafts: "whole" draws the whole picture with the drafter when it is admitted, in the
-            drafter's own few passes, and keeps every draft until it is tested; "ahead" lets the
-            drafter see committed tokens only, one pass before each pass of the model, and draws the
-            next ranks from the neighbours that are known (a row at once from the row above).
+        drafts: how much the draft model drafts at once: "whole" draws the whole picture with the
+            drafter when it is admitted, in the drafter's own few passes, and keeps every draft
+            until it is tested; "ahead" lets the drafter see committed tokens only, one pass before
+            each pass of the model, and draws the next ranks from the neighbours that are known (a
+            row at once from the row above).
 
     Raises:
         ValueError: an option outside its range.

@@ -71,9 +71,10 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
             as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
             token there; "left-law" or "above-law" draws from the law last seen there.
-        rule: acceptance rule of the drafts that are tested, see `parse_rule`. The redrawn tail is
-            coupled by the exact test whatever the rule, so that its laws stay known. On bits
-            "exact" tests whole tokens and "bitwise" every bit, both lossless.
+        rule: what accepts a draft that is tested, with options such as "omega/omega=1.2"; see
+            `parse_rule`. The redrawn tail is coupled by the exact test whatever the rule, so that
+            its laws stay known. On bits "exact" tests whole tokens and "bitwise" every bit, both
+            lossless.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 

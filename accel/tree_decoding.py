@@ -74,16 +74,16 @@ class TreeDecoding(WindowedDecoding):
             this device. A trunk is never shorter than `tree` is high.
         tree: drafts below every draft at the first positions, such as "3x2": three for the next
             position, two below each of these. "1" is a chain.
-        drafter: "jacobi", the model's own guesses of the pass before, with new siblings where that
-            pass rejected; "head", the model's trained draft head; or neighbours joined by "+", such
-            as "left-law+above-law", of which the first drafts the trunk and all take turns as
-            siblings. See `initialise.INITIALISERS`.
+        drafter: who drafts the nodes of a tree: "jacobi", the model's own guesses of the pass
+            before, with new siblings where that pass rejected; "head", the model's trained draft
+            head; or neighbours joined by "+", such as "left-law+above-law", of which the first
+            drafts the trunk and all take turns as siblings. See `initialise.INITIALISERS`.
         coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
             "gumbel" siblings follow too.
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
-        rule: acceptance rule, see `parse_rule`, of every draft: siblings are tested in turn,
+        rule: what accepts a draft, with options; see `parse_rule`. Siblings are tested in turn,
             each against the rule's correction of those before it. With a lossy one the total
             variation spent is an upper bound, estimated from the drafts.
 

@@ -11,7 +11,8 @@ from visual_ar import method_options
 from visual_ar.app.settings import Settings, settings
 from visual_ar.app.uploads import check_picture
 from visual_ar.png import read_recipe
-from visual_ar.provenance import SAMPLING
+from visual_ar.provenance import SAMPLING, SIZE
+from visual_ar.size import Size
 
 _OTHER_WAYS = {
     "complete": "the picture it completed is not in the file",
@@ -29,6 +30,7 @@ class Restored:
         settings: of the drawing, with one picture.
         method: command-line name.
         values: of the method's options.
+        size: what it says of height, width, frames and length.
         notes: sentences on what cannot be restored.
     """
 
@@ -36,7 +38,14 @@ class Restored:
     settings: Settings
     method: str
     values: dict[str, Any]
+    size: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def notes_for(self, own: Size) -> list[str]:
+        """The notes, and one where the size is another than the model's own, which a page draws."""
+        if {**own.named, **self.size} == own.named:
+            return self.notes
+        return [*self.notes, "Not all is restored: it has another size than the model's own."]
 
 
 def read(path: str | Path, models: Sequence[str]) -> Restored:
@@ -82,7 +91,8 @@ def restore(recipe: Mapping[str, Any], models: Sequence[str]) -> Restored:
     taken = method_options.options(method)
     values = {name: taken[name].shown(value) for name, value in given.items()}
     notes = [f"Not all is restored: {why}." for key, why in _OTHER_WAYS.items() if recipe.get(key)]
-    return Restored(str(model), drawn, method, values, notes)
+    size = {name: recipe[name] for name in SIZE if recipe.get(name) is not None}
+    return Restored(str(model), drawn, method, values, size, notes)
 
 
 def _first(value: Any) -> Any:

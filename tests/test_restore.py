@@ -71,6 +71,14 @@ def test_a_lossy_drawing_says_what_it_spent(tiny_pipeline):
     assert "lossless=False, total variation 0." in last.status
 
 
+def test_another_size_than_the_models_own_is_told(tiny_pipeline):
+    own = tiny_pipeline.size
+    assert restore.restore({**RECIPE, "height": 8}, ["tiny"]).notes_for(own) == []
+    for other in ({"height": 16}, {"frames": 2}, {"length": [1]}):
+        [note] = restore.restore({**RECIPE, **other}, ["tiny"]).notes_for(own)
+        assert "another size than the model's own" in note
+
+
 def test_what_cannot_be_restored_is_told():
     recipe = {**RECIPE, "sheet": True, "class": ["dog", "cat"]}
     found = restore.restore(recipe, ["tiny"])
