@@ -18,9 +18,10 @@ from torch import Tensor
 
 from visual_ar.accel.drafts.head_memory import HeadMemory, check_draft_head
 from visual_ar.accel.loop.chain import PassNumbers, spent_on_run
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.parse import OF_TABLES, parse_rule
 from visual_ar.accel.rules.rule import Rule
 from visual_ar.cast import Cast
 from visual_ar.tokens.codes import CategoricalLaw
@@ -53,7 +54,7 @@ class DraftHeadDecoding(WindowedDecoding):
     Args:
         window: ranks predicted by a pass of the model, the drafts and one more, at least 1, or
             "auto" for the fastest on this device.
-        rule: acceptance rule of the drafts, see `parse_rule`.
+        rule: what accepts a draft, with options; see `parse_rule`.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 
@@ -64,6 +65,10 @@ class DraftHeadDecoding(WindowedDecoding):
     lossless = True
     needs = frozenset({TABLE})
     candidates: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8, 12, 16)
+    choices: ClassVar[Choices] = {
+        "window": ("auto", *map(str, candidates)),
+        "rule": (*OF_TABLES, "block"),
+    }
 
     @register_to_config
     def __init__(

@@ -8,6 +8,8 @@ products of other shapes round differently and may turn a near tie. Knows nothin
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from visual_ar.accel.drafts.initialise import COPIES, check_initialiser, first_tokens
 from visual_ar.accel.kernels import dispatch
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.fused import draw_window
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
@@ -40,6 +43,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
     needs_noise = True
     skips = True
     capturable = True
+    choices: ClassVar[Choices] = {**WindowedDecoding.choices, "init": _INITIALISERS}
 
     @register_to_config
     def __init__(self, window: int | str = "auto", init: str = "left") -> None:

@@ -10,7 +10,7 @@ second form. Knows nothing about families or pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from visual_ar.accel.groups import GroupBuffers, GroupDecoding
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
 from visual_ar.accel.rules.rule import leading_run
@@ -103,10 +104,11 @@ class HybridDecoding(WindowedDecoding):
 
     Args:
         window: drafts that a pass verifies, at least 1, or "auto" for the fastest on this device.
-        drafts: "whole" draws the whole picture with the drafter when it is admitted, in the
-            drafter's own few passes, and keeps every draft until it is tested; "ahead" lets the
-            drafter see committed tokens only, one pass before each pass of the model, and draws the
-            next ranks from the neighbours that are known (a row at once from the row above).
+        drafts: how much the draft model drafts at once: "whole" draws the whole picture with the
+            drafter when it is admitted, in the drafter's own few passes, and keeps every draft
+            until it is tested; "ahead" lets the drafter see committed tokens only, one pass before
+            each pass of the model, and draws the next ranks from the neighbours that are known (a
+            row at once from the row above).
 
     Raises:
         ValueError: an option outside its range.
@@ -114,6 +116,7 @@ class HybridDecoding(WindowedDecoding):
 
     lossless = True
     needs = frozenset({TABLE})
+    choices: ClassVar[Choices] = {**WindowedDecoding.choices, "drafts": FORMS}
 
     @register_to_config
     def __init__(self, window: int | str = "auto", drafts: str = "whole") -> None:

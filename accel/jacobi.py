@@ -14,20 +14,22 @@ stays exact and the host reads nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from visual_ar.accel.drafts.initialise import LAWS, check_initialiser, first_drafts
+from visual_ar.accel.drafts.initialise import INITIALISERS, LAWS, check_initialiser, first_drafts
 from visual_ar.accel.kernels import dispatch
 from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.chain import PassNumbers, spent_on_run
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.fused import verify_window
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.parse import RULES, parse_rule
 from visual_ar.accel.rules.rule import Rule, redraw
 from visual_ar.cast import Cast
 from visual_ar.sampling import take_rows
@@ -69,9 +71,10 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         init: first draft of a rank that enters the window: "uniform"; "random" (uniform, recorded
             as a point mass, as published); "left", "above" or "previous-frame" copies the nearest
             token there; "left-law" or "above-law" draws from the law last seen there.
-        rule: acceptance rule of the drafts that are tested, see `parse_rule`. The redrawn tail is
-            coupled by the exact test whatever the rule, so that its laws stay known. On bits
-            "exact" tests whole tokens and "bitwise" every bit, both lossless.
+        rule: what accepts a draft that is tested, with options such as "omega/omega=1.2"; see
+            `parse_rule`. The redrawn tail is coupled by the exact test whatever the rule, so that
+            its laws stay known. On bits "exact" tests whole tokens and "bitwise" every bit, both
+            lossless.
         measure_tv: with a lossy rule, sum the total variation it spends over the whole code book
             instead of estimating an upper bound from the drafts. Slow.
 
@@ -83,6 +86,12 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
     needs = frozenset({TEST})
     skips = True
     capturable = True
+    choices: ClassVar[Choices] = {
+        **WindowedDecoding.choices,
+        "coupling": COUPLINGS,
+        "init": INITIALISERS,
+        "rule": tuple(RULES),
+    }
 
     @register_to_config
     def __init__(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import ClassVar
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks for it in a component's module)
@@ -19,13 +20,16 @@ from torch import Tensor
 
 from visual_ar.accel.drafts.adaptive import ADAPTATIONS, Pace, ladder
 from visual_ar.accel.drafts.drafter import Drafter, Outcome, Verdict
-from visual_ar.accel.drafts.drafter_kinds import parse_drafter
+from visual_ar.accel.drafts.drafter_kinds import DRAFTERS, parse_drafter
+from visual_ar.accel.drafts.initialise import INITIALISERS
 from visual_ar.accel.drafts.tree import MOST_COLUMNS, Tree, keep_path, shapes, visible
+from visual_ar.accel.kernels.reference import COUPLINGS
 from visual_ar.accel.loop.chain import ColumnNumbers
+from visual_ar.accel.loop.contract import Choices
 from visual_ar.accel.loop.host_copy import HostCopy
 from visual_ar.accel.loop.state import DecodeState, Step
 from visual_ar.accel.loop.window import WindowedDecoding, check_window
-from visual_ar.accel.rules.parse import parse_rule
+from visual_ar.accel.rules.parse import OF_TABLES, parse_rule
 from visual_ar.accel.rules.rule import TableRule
 from visual_ar.accel.tree_acceptance import judge
 from visual_ar.cast import Cast
@@ -70,16 +74,16 @@ class TreeDecoding(WindowedDecoding):
             this device. A trunk is never shorter than `tree` is high.
         tree: drafts below every draft at the first positions, such as "3x2": three for the next
             position, two below each of these. "1" is a chain.
-        drafter: "jacobi", the model's own guesses of the pass before, with new siblings where that
-            pass rejected; "head", the model's trained draft head; or neighbours joined by "+", such
-            as "left-law+above-law", of which the first drafts the trunk and all take turns as
-            siblings. See `initialise.INITIALISERS`.
+        drafter: who drafts the nodes of a tree: "jacobi", the model's own guesses of the pass
+            before, with new siblings where that pass rejected; "head", the model's trained draft
+            head; or neighbours joined by "+", such as "left-law+above-law", of which the first
+            drafts the trunk and all take turns as siblings. See `initialise.INITIALISERS`.
         coupling: how Jacobi drafts follow from pass to pass, see `SpeculativeJacobiDecoding`; with
             "gumbel" siblings follow too.
         init: first draft of a rank that the Jacobi drafter has not seen yet.
         adapt: what follows a picture's past acceptance: "none"; the "length" of the trunk, up to
             the window; or the "shape", branches turning into trunk while long runs are accepted.
-        rule: acceptance rule, see `parse_rule`, of every draft: siblings are tested in turn,
+        rule: what accepts a draft, with options; see `parse_rule`. Siblings are tested in turn,
             each against the rule's correction of those before it. With a lossy one the total
             variation spent is an upper bound, estimated from the drafts.
 
@@ -92,6 +96,14 @@ class TreeDecoding(WindowedDecoding):
     needs = frozenset({TABLE})
     requires = frozenset({"trees"})
     skips = True
+    choices: ClassVar[Choices] = {
+        **WindowedDecoding.choices,
+        "drafter": DRAFTERS,
+        "coupling": COUPLINGS,
+        "init": INITIALISERS,
+        "adapt": ADAPTATIONS,
+        "rule": OF_TABLES,
+    }
 
     @register_to_config
     def __init__(

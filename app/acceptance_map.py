@@ -7,6 +7,7 @@ is brighter for every eye and on paper.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,10 +29,11 @@ def colours(count: int) -> NDArray[np.uint8]:
 
 
 def acceptance_map(accepted: Tensor, passes: int) -> Image.Image:
-    """The map of one picture.
+    """The map of one picture or clip.
 
     Args:
-        accepted: int64 [h, w], index of the pass that accepted the cell; -1 for none.
+        accepted: int64 [h, w], index of the pass that accepted the cell, -1 for none; of clips
+            [T, h, w], whose frames are laid side by side; of codes without rows [N].
         passes: how many the colours span, above every index.
 
     Raises:
@@ -39,9 +41,20 @@ def acceptance_map(accepted: Tensor, passes: int) -> Image.Image:
     """
     if int(accepted.max()) >= passes:
         raise ValueError(f"passes must be above every index, {accepted.max()}, got {passes}")
-    indices = accepted.cpu().numpy()
+    indices = _laid_out(accepted).cpu().numpy()
     painted = np.where((indices == UNKNOWN)[..., None], UNDECIDED, colours(passes)[indices])
     return enlarged(Image.fromarray(painted.astype(np.uint8)))
+
+
+def _laid_out(accepted: Tensor) -> Tensor:
+    """Cells in rows and columns, with an undecided column between frames."""
+    if accepted.dim() == 1:
+        return accepted[None]
+    if accepted.dim() == 2:
+        return accepted
+    gap = accepted.new_full((accepted.shape[1], 1), UNKNOWN)
+    columns = [column for frame in accepted for column in (gap, frame)]
+    return torch.cat(columns[1:], dim=1)
 
 
 def legend(passes: int) -> str:

@@ -1,12 +1,14 @@
 """The wire format of OpenAI's images API: bodies to orders, pictures and errors to JSON and events.
 
-Fields and shapes follow the reference of `POST /v1/images/generations`; sampling options and the
-seed are fields of our own. Knows nothing about web frameworks, pipelines or engines.
+Fields and shapes follow the reference of `POST /v1/images/generations`; sampling options, the seed,
+and the frames and the length of what is drawn are fields of our own. Knows nothing about web
+frameworks, pipelines or engines.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ LARGEST_SEED = 2**53 - 1
 LARGEST_PREVIEWS = 3
 SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 """Fields that are options of a pipeline's call, under the same names."""
+SIDES = {"height": "size", "width": "size", "frames": "frames", "length": "length"}
+"""What a pipeline's call asks a size by -> the field that says it."""
+AUTO = "auto"
 _SHOWN = 80  # characters of a refused value that an error repeats
 
 Check = Callable[[str, Any], Any]
@@ -65,6 +70,9 @@ class Limits:
         guidance_scale: the largest.
         temperature: smallest and largest.
         top_k: the largest.
+        side: pixels of the longest side.
+        frames: of the longest clip.
+        length: tokens of the longest code.
     """
 
     body_bytes: int = 65_536
@@ -73,6 +81,9 @@ class Limits:
     guidance_scale: float = 30.0
     temperature: tuple[float, float] = (0.01, 10.0)
     top_k: int = 65_536
+    side: int = 4_096
+    frames: int = 256
+    length: int = 65_536
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Order:
         stream: whether to answer with events.
         previews: incomplete pictures wanted in the stream.
         sampling: the options that were given of `SAMPLING`.
+        size: what was given of height, width, frames and length.
     """
 
     prompt: str
@@ -94,22 +106,22 @@ class Order:
     stream: bool = False
     previews: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
+    size: dict[str, int] = field(default_factory=dict)
 
 
-def parse(body: bytes, model: str, size: str, limits: Limits) -> Order:
+def parse(body: bytes, model: str, limits: Limits) -> Order:
     """Reads the body of a request. Fields that are null count as left out.
 
     Args:
         body: at most `limits.body_bytes` of JSON.
         model: name of the model that is served.
-        size: "WIDTHxHEIGHT" of its pictures.
         limits: how much may be asked for.
 
     Raises:
         ApiError: 400 for a body or a field that breaks a rule, 404 for another model.
     """
     given = {key: value for key, value in _object(body).items() if value is not None}
-    checks = _checks(size, limits)
+    checks = _checks(limits)
     for name in given:
         if name not in checks:
             rule = f"be one of {', '.join(checks)}"
@@ -132,31 +144,45 @@ def parse(body: bytes, model: str, size: str, limits: Limits) -> Order:
         stream=fields.get("stream", False),
         previews=fields.get("partial_images", 0),
         sampling={name: fields[name] for name in SAMPLING if name in fields},
+        size={
+            **fields.get("size", {}),
+            **{name: fields[name] for name in ("frames", "length") if name in fields},
+        },
     )
 
 
-def response(created: int, size: str, pictures: list[dict[str, Any]]) -> dict[str, Any]:
+def told_size(size: Mapping[str, int]) -> dict[str, Any]:
+    """What answers say of a size. size: height and width, of clips frames, of some codes length."""
+    sides = dict(size)
+    return {"size": f"{sides.pop('width')}x{sides.pop('height')}", **sides}
+
+
+def response(
+    created: int, size: Mapping[str, int], pictures: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The answer to a request without stream.
 
     Args:
         created: seconds since 1970.
-        size: "WIDTHxHEIGHT".
+        size: see `told_size`.
         pictures: `b64_json` and `seed` of each.
     """
-    return {"created": created, "data": pictures, "output_format": "png", "size": size}
+    return {"created": created, "data": pictures, "output_format": "png", **told_size(size)}
 
 
-def picture_event(kind: str, created: int, size: str, picture: Mapping[str, Any]) -> bytes:
+def picture_event(
+    kind: str, created: int, size: Mapping[str, int], picture: Mapping[str, Any]
+) -> bytes:
     """A server-sent event with a picture.
 
     Args:
         kind: "partial_image" or "completed".
         created: seconds since 1970.
-        size: "WIDTHxHEIGHT".
+        size: see `told_size`.
         picture: what tells it from others: `b64_json`, `seed`, `index`, ...
     """
     name = f"image_generation.{kind}"
-    shared = {"type": name, "created_at": created, "size": size, "output_format": "png"}
+    shared = {"type": name, "created_at": created, "output_format": "png", **told_size(size)}
     document = {**shared, "background": "opaque", "quality": "auto", **picture}
     return f"event: {name}\ndata: {json.dumps(document)}\n\n".encode()
 
@@ -181,13 +207,15 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _checks(size: str, limits: Limits) -> dict[str, Check]:
+def _checks(limits: Limits) -> dict[str, Check]:
     """Every field that may be given, and what checks it."""
     return {
         "prompt": _text(limits.prompt_characters),
         "model": _text(limits.prompt_characters),
         "n": _whole(1, limits.pictures),
-        "size": _choice("auto", size),
+        "size": _sides(limits.side),
+        "frames": _whole(1, limits.frames),
+        "length": _whole(1, limits.length),
         "response_format": _choice("b64_json"),
         "output_format": _choice("png"),
         "stream": _flag,
@@ -233,6 +261,19 @@ def _number(least: float, most: float) -> Check:
         if not number or not least <= value <= most:
             raise _refusal(name, f"be a number from {least:g} to {most:g}", value)
         return value
+
+    return check
+
+
+def _sides(longest: int) -> Check:
+    def check(name: str, value: Any) -> dict[str, int]:
+        if value == AUTO:
+            return {}
+        text = value if isinstance(value, str) else ""
+        sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+        if sides is None or not all(1 <= int(side) <= longest for side in sides.groups()):
+            raise _refusal(name, f"be {AUTO} or WIDTHxHEIGHT, each from 1 to {longest}", value)
+        return {"width": int(sides[1]), "height": int(sides[2])}
 
     return check
 

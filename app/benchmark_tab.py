@@ -13,9 +13,9 @@ from visual_ar.app.compare_tab import METHOD_INFO, choices
 from visual_ar.app.errors import sentences
 from visual_ar.app.page import DEVICE, main_button
 from visual_ar.app.shelf import Shelf
-from visual_ar.cli.bench import subjects
 from visual_ar.evaluation.speed import Schedule, bench_pipeline
 from visual_ar.evaluation.speed_table import heading
+from visual_ar.evaluation.workload import usual_subjects
 
 METHODS = (
     "sequential",
@@ -37,7 +37,7 @@ def measure(
     Args:
         shelf: holds the model.
         model: its name.
-        methods: as `parse_method` reads them.
+        methods: as `method_options.parse_method` reads them.
         pictures: of a round, 1 to `MOST_PICTURES`.
         rounds: 1 to `MOST_ROUNDS`.
 
@@ -57,7 +57,7 @@ def measure(
     yield "Measuring windows that are not known.", None, None
     for event in watched(
         lambda report: bench_pipeline(
-            pipe, model, subjects(pipe), methods=methods, schedule=schedule, progress=report
+            pipe, model, usual_subjects(pipe), methods=methods, schedule=schedule, progress=report
         ),
         shelf.thread.start,
     ):

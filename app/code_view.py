@@ -116,8 +116,8 @@ def swapped(
     affected = int((changed.redrawn != view.redrawn).any(1).sum())
     return changed, (
         f"Row {cell[0]}, column {cell[1]}: code {tokenizer.described(before)} became "
-        f"{tokenizer.described(tokens[0, index])}, its neighbour number {rank}. {affected} pixels changed; PSNR is "
-        f"{float(psnr(changed.redrawn, changed.original)):.2f} dB."
+        f"{tokenizer.described(tokens[0, index])}, its neighbour number {rank}. {affected} pixels "
+        f"changed; PSNR is {float(psnr(changed.redrawn, changed.original)):.2f} dB."
     )
 
 

@@ -13,14 +13,15 @@ from visual_ar import accel
 from visual_ar.app.acceptance_map import acceptance_map, legend
 from visual_ar.app.comparison import Lane, conclusion, faster, lanes, race, table
 from visual_ar.app.controls import Controls
-from visual_ar.app.enlarge import enlarged
+from visual_ar.app.enlarge import enlarged_drawn
 from visual_ar.app.errors import sentences
 from visual_ar.app.files import as_file
 from visual_ar.app.live_drawing import PREVIEW_SECONDS, progress
 from visual_ar.app.page import DEVICE, main_button
 from visual_ar.app.settings import LONGEST_PROMPT, settings
 from visual_ar.app.shelf import Shelf
-from visual_ar.evaluation.speed import DEFAULT_METHODS, parse_method
+from visual_ar.evaluation.speed import DEFAULT_METHODS
+from visual_ar.method_options import parse_method
 
 FIRST, SECOND = "sequential", "jacobi:window=16"
 METHOD_INFO = "A name, or one with options, such as jacobi:window=16."
@@ -43,7 +44,7 @@ def compare(
         model: its name.
         subject: prompt or class.
         seed: of both pictures.
-        names: the two methods, as `parse_method` reads them.
+        names: the two methods, as `method_options.parse_method` reads them.
         *sampling: guidance, its schedule, temperature, top-k and top-p.
 
     Raises:
@@ -52,8 +53,9 @@ def compare(
     first, second = (name.strip() for name in names)
     if first == second:
         raise ValueError(f"methods must be two different ones, got {first!r} twice")
-    methods = {name: parse_method(name) for name in (first, second)}
-    field = lanes(shelf.get(model), methods, settings(subject, 1, seed, *sampling))
+    pipe = shelf.get(model)
+    methods = {name: parse_method(name, pipe.scheduler) for name in (first, second)}
+    field = lanes(pipe, methods, settings(subject, 1, seed, *sampling))
     yield (*[None] * 4, "", None, "Reading the prompt; measuring windows that are not known.", None)
     with TemporaryDirectory() as folder:
         for _ in race(field, PREVIEW_SECONDS):
@@ -69,7 +71,7 @@ def _board(field: list[Lane], folder: Path) -> tuple[str, ...]:
     stats = [preview.stats for preview in shown]
     passes = max(preview.step + 1 for preview in shown)
     return (
-        *[as_file(enlarged(preview.images()[0]), folder) for preview in shown],
+        *[as_file(enlarged_drawn(preview.images()[0]), folder) for preview in shown],
         *[as_file(acceptance_map(one.acceptance_map[0], passes), folder) for one in stats],
         legend(passes),
     )

@@ -112,10 +112,7 @@ def _column(lane: Lane) -> dict[str, str]:
 def conclusion(first: Lane, second: Lane) -> str:
     """Says whether two complete pictures are identical, and why."""
     assert first.latest is not None and second.latest is not None
-    ours, theirs = first.latest.tokens, second.latest.tokens
-    apart = ours != theirs
-    if apart.dim() == 3:  # a token of bits differs where any of them does
-        apart = apart.any(-1)
+    apart = ~first.latest.run.kind.same(first.latest.tokens, second.latest.tokens)
     differing = int(apart.sum())
     counted = f"Different in {differing} of {apart.numel()} tokens"
     stats = (first.latest.stats, second.latest.stats)

@@ -10,12 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from visual_ar import accel
+from visual_ar import accel, method_options
 from visual_ar.app import methods
 from visual_ar.app.page import main_button, name_list
 from visual_ar.app.settings import LONGEST_PROMPT, MOST_PICTURES, PICTURES
 from visual_ar.app.shelf import known_subjects
-from visual_ar.cli.method import command_name
 from visual_ar.pipeline import VisualARPipeline
 
 EXAMPLES = (
@@ -148,17 +147,14 @@ def model_updates(pipe: VisualARPipeline, name: str) -> list[Any]:
 
 def shipped_method(pipe: VisualARPipeline) -> str:
     """The command-line name of a model's own method; the first of all when it has none."""
-    return command_name(pipe.scheduler) or next(iter(accel.METHODS))
+    return method_options.name_of(pipe.scheduler) or next(iter(accel.METHODS))
 
 
 def shown_options(pipe: VisualARPipeline, method: str) -> dict[str, Any]:
     """What the controls of a method hold at first: the model's own settings, then the method's."""
     own = pipe.scheduler.config if shipped_method(pipe) == method else {}
-    taken = methods.options(method)
-    return {
-        name: methods.Option(name, option.about, own.get(name, option.default)).shown
-        for name, option in taken.items()
-    }
+    taken = method_options.options(method)
+    return {name: one.shown(own.get(name, one.default)) for name, one in taken.items()}
 
 
 def option_updates(method: str, values: dict[str, Any]) -> list[Any]:
@@ -169,15 +165,21 @@ def option_updates(method: str, values: dict[str, Any]) -> list[Any]:
         values: of the options it has.
 
     Returns:
-        an update for each of `methods.every_option()`.
+        an update for each of `method_options.every_option()`.
     """
-    taken = methods.options(method)
+    taken = method_options.options(method)
     return [
-        gr.update(visible=True, value=values[name], info=taken[name].about)
+        _shown_option(taken[name], bool(one.choices), values[name])
         if name in taken
         else gr.update(visible=False)
-        for name in methods.every_option()
+        for name, one in method_options.every_option().items()
     ]
+
+
+def _shown_option(option: method_options.Option, listed: bool, value: Any) -> dict[str, Any]:
+    """Shows an option as one method has it. listed: whether its control is a list."""
+    picked = {"choices": list(option.choices)} if listed else {}
+    return gr.update(visible=True, value=value, info=option.about, **picked)
 
 
 def make_prompt(
@@ -213,7 +215,6 @@ def make_controls(
     examples: gr.Dataset,
 ) -> tuple[Controls, gr.Button, gr.UploadButton]:
     """All other controls, and the buttons to roll a seed and to restore a picture."""
-    config = pipe.config
     pictures = gr.Slider(1, MOST_PICTURES, PICTURES, step=1, label="Pictures")
     with gr.Row(equal_height=True):
         seed = gr.Textbox("0", label="Seed", min_width=120, max_lines=1)
@@ -224,44 +225,7 @@ def make_controls(
     about = gr.Markdown(about_method(pipe, own, shown_options(pipe, own)))
     options = _option_controls(own, shown_options(pipe, own))
     with gr.Accordion("Sampling", open=False):
-        guidance = gr.Slider(
-            0,
-            30,
-            config.guidance_scale,
-            step=0.01,
-            label="Guidance",
-            info="1 is off; more follows the prompt more closely and costs twice the work.",
-        )
-        schedule = gr.Dropdown(
-            list(SCHEDULES),
-            value=config.guidance_schedule,
-            label="Guidance schedule",
-            allow_custom_value=True,
-            info="Where guidance acts: everywhere, growing, or between two shares of the tokens.",
-        )
-        temperature = gr.Slider(
-            0.01,
-            5,
-            config.temperature,
-            step=0.01,
-            label="Temperature",
-            info="1 is the model's law; less is safer and duller.",
-        )
-        top_k = gr.Number(
-            config.top_k,
-            precision=0,
-            minimum=0,
-            label="Top-k",
-            info="Draw among the k likeliest tokens; 0 is all.",
-        )
-        top_p = gr.Slider(
-            0.01,
-            1,
-            config.top_p,
-            step=0.01,
-            label="Top-p",
-            info="Draw among the likeliest tokens that sum to p; 1 is all.",
-        )
+        sampling = _sampling_controls(pipe)
     recipe_file = gr.UploadButton(
         "Restore from a picture (or drop it here)",
         file_types=[".png"],
@@ -278,32 +242,73 @@ def make_controls(
         seed=seed,
         lock=lock,
         method=method,
-        guidance=guidance,
-        guidance_schedule=schedule,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        **sampling,
         options=options,
         about=about,
     )
     return controls, dice, recipe_file
 
 
+def _sampling_controls(pipe: VisualARPipeline) -> dict[str, Any]:
+    """Controls of the sampling by their names in `Controls`, at the model's own settings."""
+    config = pipe.config
+    return {
+        "guidance": gr.Slider(
+            0,
+            30,
+            config.guidance_scale,
+            step=0.01,
+            label="Guidance",
+            info="1 is off; more follows the prompt more closely and costs twice the work.",
+        ),
+        "guidance_schedule": gr.Dropdown(
+            list(SCHEDULES),
+            value=config.guidance_schedule,
+            label="Guidance schedule",
+            allow_custom_value=True,
+            info="Where guidance acts: everywhere, growing, or between two shares of the tokens.",
+        ),
+        "temperature": gr.Slider(
+            0.01,
+            5,
+            config.temperature,
+            step=0.01,
+            label="Temperature",
+            info="1 is the model's law; less is safer and duller.",
+        ),
+        "top_k": gr.Number(
+            config.top_k,
+            precision=0,
+            minimum=0,
+            label="Top-k",
+            info="Draw among the k likeliest tokens; 0 is all.",
+        ),
+        "top_p": gr.Slider(
+            0.01,
+            1,
+            config.top_p,
+            step=0.01,
+            label="Top-p",
+            info="Draw among the likeliest tokens that sum to p; 1 is all.",
+        ),
+    }
+
+
 def _option_controls(method: str, values: dict[str, Any]) -> dict[str, Any]:
     """A control for every option of any method; those of other methods are hidden."""
-    taken, controls = methods.options(method), {}
-    for name, option in methods.every_option().items():
+    taken, controls = method_options.options(method), {}
+    for name, option in method_options.every_option().items():
         told = taken.get(name, option)
         shared = {
             "label": name.replace("_", " ").capitalize(),
             "info": told.about,
             "visible": name in taken,
-            "value": values.get(name, option.shown),
+            "value": values.get(name, option.shown(option.default)),
         }
-        if isinstance(option.default, bool):
+        if option.is_flag:
             controls[name] = gr.Checkbox(**shared)
-        elif name in methods.CHOICES:
-            choices = list(methods.CHOICES[name])
+        elif option.choices:
+            choices = list(told.choices)
             controls[name] = gr.Dropdown(choices, allow_custom_value=True, **shared)
         else:
             controls[name] = gr.Textbox(**shared)
@@ -316,4 +321,4 @@ def about_method(pipe: VisualARPipeline, method: str, values: dict[str, Any]) ->
         law = methods.verdict(methods.make(method, values, pipe.scheduler), pipe)
     except ValueError as error:
         law = f"This does not fit: {error}"
-    return f"{methods.about(method)} **{law}**"
+    return f"{method_options.about(method)} **{law}**"

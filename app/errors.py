@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from visual_ar.cli.main import USER_ERRORS, sentence
+from visual_ar.user_errors import USER_ERRORS, sentence
 
 _log = logging.getLogger(__name__)
 

@@ -7,20 +7,18 @@ that moment may show a broken one for good. Previews that equal the last one are
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from pathlib import Path
 
-from PIL import Image
+from visual_ar.png import Drawn, png_bytes
 
 
-def as_file(image: Image.Image, folder: Path) -> str:
-    """The path of a PNG with the picture's content, written unless it is there."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    path = folder / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:20]}.png"
+def as_file(drawn: Drawn, folder: Path) -> str:
+    """The path of a PNG with a picture or a clip, written unless it is there."""
+    content = png_bytes(drawn)
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:20]}.png"
     if not path.exists():
         part = path.with_suffix(".part")
-        part.write_bytes(buffer.getvalue())
+        part.write_bytes(content)
         os.replace(part, path)
     return str(path)

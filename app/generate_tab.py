@@ -161,9 +161,9 @@ def _on_restore(shelf: Shelf, controls: Controls, file: gr.UploadButton) -> None
         if not picture:
             raise ValueError("picture must be a PNG file, got none")
         found = read(picture, shelf.names())
-        for note in found.notes:
-            gr.Warning(note)
         pipe, drawn = shelf.get(found.model), found.settings
+        for note in found.notes_for(pipe.size):
+            gr.Warning(note)
         updates = model_updates(pipe, found.model)
         about = about_method(pipe, found.method, found.values)
         return [

@@ -6,21 +6,19 @@ Knows the pipeline and recipes; knows nothing about pages.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-
-from PIL import Image
 
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.app.files import as_file
 from visual_ar.app.methods import with_method
 from visual_ar.app.settings import Settings
-from visual_ar.cli.drawing import SETTINGS, Order, recipe
 from visual_ar.output import Preview, Stats
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.png import write_png
+from visual_ar.png import Drawn, write_png
+from visual_ar.provenance import SAMPLING, Order, recipe
 
 PREVIEW_SECONDS = 0.2
 """Least time between two previews; drawing one costs a pass of the tokenizer."""
@@ -102,7 +100,7 @@ def summary(stats: Stats) -> str:
 
 
 def write(
-    images: list[Image.Image],
+    images: Sequence[Drawn],
     pipe: VisualARPipeline,
     model: str,
     settings: Settings,
@@ -112,7 +110,7 @@ def write(
     """Writes complete pictures with the recipes that `visual-ar info` reads.
 
     Args:
-        images: one a seed.
+        images: one a seed, of clips its frames.
         pipe: drew them.
         model: its name.
         settings: what was drawn.
@@ -122,13 +120,11 @@ def write(
     Returns:
         their paths.
     """
-    given = {name: getattr(settings, name, None) for name in SETTINGS}
     order = Order(
         kind=pipe.conditioner.key,
         subjects=[settings.subject] * len(images),
         seed=settings.seed,
-        settings=given,
-        kept={},
+        settings={name: getattr(settings, name) for name in SAMPLING},
         asked={"model": model},
     )
     paths = []

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visual_ar.accel import METHODS
-from visual_ar.app.methods import options
+from visual_ar import method_options
 from visual_ar.app.settings import Settings, settings
 from visual_ar.app.uploads import check_picture
 from visual_ar.png import read_recipe
+from visual_ar.provenance import SAMPLING, SIZE
+from visual_ar.size import Size
 
-_SAMPLING = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
 _OTHER_WAYS = {
     "complete": "the picture it completed is not in the file",
     "draft_model": "another model drafted for it",
@@ -30,6 +30,7 @@ class Restored:
         settings: of the drawing, with one picture.
         method: command-line name.
         values: of the method's options.
+        size: what it says of height, width, frames and length.
         notes: sentences on what cannot be restored.
     """
 
@@ -37,7 +38,14 @@ class Restored:
     settings: Settings
     method: str
     values: dict[str, Any]
+    size: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def notes_for(self, own: Size) -> list[str]:
+        """The notes, and one where the size is another than the model's own, which a page draws."""
+        if {**own.named, **self.size} == own.named:
+            return self.notes
+        return [*self.notes, "Not all is restored: it has another size than the model's own."]
 
 
 def read(path: str | Path, models: Sequence[str]) -> Restored:
@@ -70,21 +78,21 @@ def restore(recipe: Mapping[str, Any], models: Sequence[str]) -> Restored:
             f"the recipe's model must be one of {', '.join(models)}, or be loaded on the tab "
             f"Models first, got {model!r}"
         )
-    method = recipe.get("method")
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"the recipe's method must be one of {', '.join(METHODS)}, got {method!r}")
+    try:
+        method, given = method_options.from_entries(recipe)
+    except ValueError as error:
+        raise ValueError(f"the recipe's {error}") from None
     drawn = settings(
         subject=_text("prompt or class", _first(recipe.get("prompt", recipe.get("class")))),
         pictures=1,
         seed=recipe.get("seed"),
-        **{name: recipe.get(name) for name in _SAMPLING},
+        **{name: recipe.get(name) for name in SAMPLING},
     )
-    values = {
-        name: _plain(name, recipe.get(name, option.default))
-        for name, option in options(method).items()
-    }
+    taken = method_options.options(method)
+    values = {name: taken[name].shown(value) for name, value in given.items()}
     notes = [f"Not all is restored: {why}." for key, why in _OTHER_WAYS.items() if recipe.get(key)]
-    return Restored(str(model), drawn, method, values, notes)
+    size = {name: recipe[name] for name in SIZE if recipe.get(name) is not None}
+    return Restored(str(model), drawn, method, values, size, notes)
 
 
 def _first(value: Any) -> Any:
@@ -95,10 +103,3 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"the recipe's {name} must be text, got {value!r}")
     return value
-
-
-def _plain(name: str, value: Any) -> Any:
-    """An option as a control holds it."""
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"the recipe's {name} must be text or a number, got {value!r}")
-    return value if isinstance(value, bool) else str(value)

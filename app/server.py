@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import logging
 import secrets
 import time
@@ -27,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from visual_ar.app.api import (
     SAMPLING,
+    SIDES,
     ApiError,
     Limits,
     Order,
@@ -38,6 +38,7 @@ from visual_ar.app.api import (
 from visual_ar.app.metrics import CountAnswers, exposition
 from visual_ar.engine import Engine, EngineClosed, QueueFull
 from visual_ar.job import Job, Picture
+from visual_ar.png import png_bytes
 
 BODY_SECONDS = 30.0
 """A client that has not sent its body by then is sent away."""
@@ -72,9 +73,7 @@ class Service:
                 f"limits.pictures must be at most slots + queue, {engine.capacity}, "
                 f"got {limits.pictures}"
             )
-        config = engine.pipe.config
         self.engine, self.name, self.limits = engine, name, limits
-        self.size = f"{config.width}x{config.height}"
         self.created = int(time.time())
         self.answers: Counter[int] = Counter()
         # One at a time: drawing shares the device with the passes, and memory stays bounded. With
@@ -101,9 +100,9 @@ class Service:
         pipe = self.engine.pipe
         seed = secrets.randbelow(_SEEDS) if order.seed is None else order.seed
         call: dict[str, Any] = pipe.conditioner.asks(order.prompt)
-        call |= {"num_images_per_prompt": order.n, "seeds": seed}
+        call |= {"num_images_per_prompt": order.n, "seeds": seed, **order.sampling, **order.size}
         try:
-            request = pipe.check_inputs(**call, **order.sampling)
+            request = pipe.check_inputs(**call)
             return self.engine.submit(request, order.previews)
         except ValueError as error:
             raise _refused(error) from None
@@ -156,7 +155,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             body = await read_body(request, service.limits.body_bytes)
         except ClientDisconnect:
             return Response(status_code=_GONE)
-        order = parse(body, service.name, service.size, service.limits)
+        order = parse(body, service.name, service.limits)
         jobs = service.submit(order)
         if order.stream:
             return EventStream(service, jobs)
@@ -286,7 +285,8 @@ async def _answer(service: Service, jobs: list[Job], receive: Receive) -> Respon
     except Exception as error:
         raise _failure(error) from error
     created = int(time.time())
-    return JSONResponse(response(created, service.size, [drawn[i] for i in range(len(jobs))]))
+    pictures = [drawn[index] for index in range(len(jobs))]
+    return JSONResponse(response(created, jobs[0].request.size.named, pictures))
 
 
 class EventStream(Response):
@@ -319,7 +319,7 @@ class EventStream(Response):
             _cancel(self._jobs)
 
     async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        size, shown = self._service.size, Counter[int]()
+        size, shown = self._jobs[0].request.size.named, Counter[int]()
         try:
             async with aclosing(events(self._jobs, receive)) as coming:
                 async for index, picture in coming:
@@ -336,9 +336,7 @@ class EventStream(Response):
 
 
 def _png(picture: Picture) -> str:
-    buffer = io.BytesIO()
-    picture.image().save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png_bytes(picture.image())).decode()
 
 
 def _cancel(jobs: list[Job]) -> None:
@@ -350,8 +348,8 @@ def _refused(error: ValueError) -> ApiError:
     """What the pipeline says about an order; it calls the prompt of a class model a label."""
     message = " ".join(str(error).split())
     option = message.partition(" ")[0]
-    if option in SAMPLING:
-        return ApiError(400, message, option, "invalid_value")
+    if option in SAMPLING or option in SIDES:
+        return ApiError(400, message, SIDES.get(option, option), "invalid_value")
     if message.startswith("class_labels"):
         message = f"prompt must name a class of this model: {message}"
     return ApiError(400, message, "prompt", "invalid_value")

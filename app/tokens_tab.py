@@ -18,7 +18,7 @@ Views = dict[str, View]
 
 
 def look(shelf: Shelf, upload: str | None) -> Views:
-    """An upload through the tokenizer of every model, at the size of the model's pictures.
+    """An upload through the tokenizer of every model of pictures, at the size of its own.
 
     Raises:
         ValueError: there is no upload, or it is no picture.
@@ -29,8 +29,9 @@ def look(shelf: Shelf, upload: str | None) -> Views:
     views = {}
     for name in shelf.names():
         pipe = shelf.get(name)
-        size = (pipe.config.height, pipe.config.width)
-        views[name] = see(pipe.image_tokenizer, image, size)
+        if len(pipe.image_tokenizer.grid(pipe.size)) == 2:
+            size = (pipe.size.height, pipe.size.width)
+            views[name] = see(pipe.image_tokenizer, image, size)
     return views
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visual_ar.app.code_view import neighbour, see, swapped
+from visual_ar.app.code_view import see, swapped
 from visual_ar.tokenizers.binary import BinaryTokenizer
 
 
@@ -70,7 +70,14 @@ def test_cells_and_neighbours_that_there_are_not(tiny_pipeline, picture, cell, r
 
 def test_neighbours_of_bits_differ_in_one_bit():
     code = torch.tensor([True, False, False])
-    found = neighbour(BinaryTokenizer, code, 2)
-    assert found.tolist() == [True, True, False]
+    tokenizer = BinaryTokenizer(
+        channels=8,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        bits=3,
+        bit_groups=1,
+        norm_groups=4,
+    )
+    assert tokenizer.neighbour(code, 2).tolist() == [True, True, False]
     with pytest.raises(ValueError, match="neighbour must be from 1 to 3, got 4"):
-        neighbour(BinaryTokenizer, code, 4)
+        tokenizer.neighbour(code, 4)

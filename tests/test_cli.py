@@ -193,7 +193,7 @@ def test_info_says_who_verifies_and_why(monkeypatch):
         (["--window", 4], "window must be left out with method SequentialDecoding, got 4"),
         (["--steps", 4], "steps must be left out with method SequentialDecoding, got 4"),
         (["--method", "denoising"], "needs a model with the capability 'denoising'"),
-        (["--height", 9], "got 9x8"),
+        (["--height", 9], "height must be a positive multiple of 2, got 9"),
         (["--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
         (["--device", "cuda:99"], "device must be present on this machine, got 'cuda:99'"),
         (["--output", "picture.jpg"], "output must end in .png, got 'picture.jpg'"),

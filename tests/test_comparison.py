@@ -10,6 +10,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.app import comparison
 from visual_ar.app.settings import settings
+from visual_ar.tokens.bits import Bits
 
 DRAWN = settings("dog", 1, "3", 2.0, "constant", 1.0, 0, 1.0)
 
@@ -86,7 +87,11 @@ def test_rounding_is_named_where_the_noise_is_shared(tiny_pipeline):
     for lane in field:  # the same tokens as bits, of which the lowest one or more differ
         result = lane.latest.result
         bits = (result.tokens[..., None] >> torch.arange(5)) & 1
-        lane.latest = dataclasses.replace(lane.latest, result=result._replace(tokens=bits.bool()))
+        lane.latest = dataclasses.replace(
+            lane.latest,
+            run=dataclasses.replace(lane.latest.run, kind=Bits(5)),
+            result=result._replace(tokens=bits.bool()),
+        )
     assert comparison.conclusion(*field) == told
 
 

@@ -34,9 +34,11 @@ def handler(page, name):
 def options(page):
     """One value for each option control of the page, by name."""
     given = dict(zip(("window", "coupling", "init", "rule", "measure_tv"), OPTIONS, strict=True))
-    from visual_ar.app.methods import every_option
+    from visual_ar.method_options import every_option
 
-    return [given.get(name, option.shown) for name, option in every_option().items()]
+    return [
+        given.get(name, option.shown(option.default)) for name, option in every_option().items()
+    ]
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_what_nobody_foresaw_is_a_sentence_without_secrets(page, monkeypatch, ca
 
 
 def test_options_are_shown_only_where_they_apply(page):
-    from visual_ar.app.methods import every_option
+    from visual_ar.method_options import every_option
 
     choose = handler(page, "choose_method")
     for method, wanted in (

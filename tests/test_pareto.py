@@ -19,8 +19,9 @@ from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.pareto import WITH_DENOISING, WITH_HEAD, Asked, pareto, suite
 from visual_ar.evaluation.pareto_chart import save_chart, table, values
 from visual_ar.evaluation.quality import Features, choose, to_pixels
-from visual_ar.evaluation.speed import Schedule, parse_method
+from visual_ar.evaluation.speed import Schedule
 from visual_ar.evaluation.workload import source
+from visual_ar.method_options import parse_method
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.testing import ToyBitModel
 from visual_ar.tokens.bits import Bits

@@ -1,11 +1,12 @@
 """A picture's recipe survives the file, and files without one are refused by name."""
 
+import io
 import os
 
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageSequence, PngImagePlugin
 
-from visual_ar.png import KEY, read_recipe, write_png
+from visual_ar.png import FRAMES_A_SECOND, KEY, png_bytes, read_recipe, write_png
 
 RECIPE = {"prompt": "Kätzchen 🐱", "seed": 2**62, "guidance": 4.5, "class": None, "list": [1, "a"]}
 
@@ -19,6 +20,17 @@ def test_recipe_and_pixels_survive(image, tmp_path):
     write_png(image, tmp_path / "picture.png", RECIPE)
     assert read_recipe(tmp_path / "picture.png") == RECIPE
     assert Image.open(tmp_path / "picture.png").tobytes() == image.tobytes()
+
+
+def test_a_clip_keeps_its_frames_and_its_recipe(image, tmp_path):
+    frames = [image, image.rotate(90), image.rotate(180)]
+    write_png(frames, tmp_path / "clip.png", RECIPE)
+    assert read_recipe(tmp_path / "clip.png") == RECIPE
+    for content in (tmp_path / "clip.png", io.BytesIO(png_bytes(frames))):
+        with Image.open(content) as clip:
+            assert clip.n_frames == 3 and clip.info["duration"] == 1000 // FRAMES_A_SECOND
+            seen = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(clip)]
+    assert seen == [frame.tobytes() for frame in frames]
 
 
 def test_names_of_files_that_are_not_utf_8_survive(image, tmp_path):

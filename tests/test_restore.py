@@ -71,6 +71,14 @@ def test_a_lossy_drawing_says_what_it_spent(tiny_pipeline):
     assert "lossless=False, total variation 0." in last.status
 
 
+def test_another_size_than_the_models_own_is_told(tiny_pipeline):
+    own = tiny_pipeline.size
+    assert restore.restore({**RECIPE, "height": 8}, ["tiny"]).notes_for(own) == []
+    for other in ({"height": 16}, {"frames": 2}, {"length": [1]}):
+        [note] = restore.restore({**RECIPE, **other}, ["tiny"]).notes_for(own)
+        assert "another size than the model's own" in note
+
+
 def test_what_cannot_be_restored_is_told():
     recipe = {**RECIPE, "sheet": True, "class": ["dog", "cat"]}
     found = restore.restore(recipe, ["tiny"])
@@ -87,7 +95,7 @@ def test_what_cannot_be_restored_is_told():
         ({"class": {"a": 1}}, "recipe's prompt or class must be text"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
-        ({"window": [1]}, "recipe's window must be text or a number"),
+        ({"window": [1]}, "recipe's window must be a whole number or text, got"),
     ],
 )
 def test_recipes_from_anyone_are_not_trusted(change, message):

@@ -165,8 +165,12 @@ def test_the_official_client_works(tiny_pipeline, serve):
         ({"n": True}, "n", "from 1 to 8, got True"),
         ({"n": 1.0}, "n", "from 1 to 8, got 1.0"),
         ({"n": 10**400}, "n", "from 1 to 8, got a number with too many digits"),
-        ({"size": "99999999x99999999"}, "size", "size must be auto or 8x8, got '99999999x"),
-        ({"size": {"width": 8}}, "size", "size must be auto or 8x8, got an object"),
+        (
+            {"size": "99999999x99999999"},
+            "size",
+            "size must be auto or WIDTHxHEIGHT, each from 1 to 4096, got '99999999x",
+        ),
+        ({"size": {"width": 8}}, "size", "size must be auto or WIDTHxHEIGHT, .* got an object"),
         ({"response_format": "url"}, "response_format", "must be b64_json, got 'url'"),
         ({"output_format": "webp"}, "output_format", "must be png, got 'webp'"),
         ({"stream": "yes"}, "stream", "stream must be true or false, got 'yes'"),
@@ -187,7 +191,7 @@ def test_the_official_client_works(tiny_pipeline, serve):
 def test_every_refused_field_is_named_with_its_rule_and_value(fields, param, message):
     body = json.dumps({"prompt": "dog", **fields}).encode()
     with pytest.raises(ApiError, match=message) as refusal:
-        parse(body, "tiny", "8x8", Limits())
+        parse(body, "tiny", Limits())
     assert refusal.value.status == 400
     assert refusal.value.body()["error"]["param"] == param
     json.dumps(refusal.value.body(), ensure_ascii=False).encode()  # as the response sends it
@@ -207,14 +211,14 @@ def test_every_refused_field_is_named_with_its_rule_and_value(fields, param, mes
 )
 def test_bodies_that_are_no_json_objects_are_refused(body, message):
     with pytest.raises(ApiError, match=message) as refusal:
-        parse(body, "tiny", "8x8", Limits())
+        parse(body, "tiny", Limits())
     assert refusal.value.status == 400
 
 
 def test_prompts_of_any_script_are_accepted():
     for prompt in ("草莓", "فراولة", "👩‍🚀", "fraise à la crème", "x" * 1000):
         body = json.dumps({"prompt": prompt, "user": None}).encode()
-        assert parse(body, "tiny", "8x8", Limits()).prompt == prompt
+        assert parse(body, "tiny", Limits()).prompt == prompt
 
 
 def test_refusals_are_errors_in_openais_shape_and_the_service_stays_up(

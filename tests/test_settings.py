@@ -2,7 +2,7 @@
 
 import pytest
 
-from visual_ar.app.settings import kind, parse_seed, settings
+from visual_ar.app.settings import parse_seed, settings
 
 GIVEN = {
     "subject": " dog ",
@@ -32,7 +32,8 @@ def test_settings_draw_what_the_call_draws(tiny_pipeline):
 
 
 def test_text_models_are_given_prompts(tiny_text_pipeline):
-    assert kind(tiny_text_pipeline) == "prompt"
+    call = settings(**GIVEN).call(tiny_text_pipeline)
+    assert call["prompt"] == "dog" and "class_labels" not in call
 
 
 def test_long_seeds_are_kept_exactly():

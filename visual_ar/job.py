@@ -6,14 +6,14 @@ Knows requests; knows nothing about slots, passes or who draws.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from PIL import Image
 from torch import Tensor
 
+from visual_ar.png import Drawn
 from visual_ar.request import Request
 
 
@@ -27,7 +27,7 @@ class Picture:
         fraction: share of the tokens that is known, in [0, 1]; 1 when the picture is complete.
         passes: made for this picture so far.
         seed: of the picture.
-        draw: turns tokens and known cells into PIL pictures.
+        draw: turns tokens and known cells into PIL pictures, or of clips into lists of them.
     """
 
     tokens: Tensor
@@ -35,10 +35,12 @@ class Picture:
     fraction: float
     passes: int
     seed: int
-    draw: Callable[[Tensor, Tensor], list[Image.Image]]
+    draw: Callable[[Tensor, Tensor], Sequence[Drawn]]
 
-    def image(self) -> Image.Image:
-        """Draws the picture in the caller's thread, cells that are not known with the mean code."""
+    def image(self) -> Drawn:
+        """Draws the picture, or the frames of the clip, in the caller's thread; cells that are not
+        known have the mean code.
+        """
         return self.draw(self.tokens, self.known)[0]
 
 

@@ -444,8 +444,9 @@ class VisualARPipeline(DiffusionPipeline):
     def _layout(self, size: Size) -> Layout:
         for name, side in size.named.items():
             check_whole(name, side, least=1)
+        grid = self.image_tokenizer.grid(size)  # whose errors name the side that is wrong
         try:
-            return self.model.layout(self.image_tokenizer.grid(size))
+            return self.model.layout(grid)
         except ValueError as error:
             raise ValueError(
                 f"{' and '.join(size.named)} must be a size this model was trained for, "

@@ -1,24 +1,32 @@
-"""Writes and reads pictures that carry how they were made; knows nothing of models or commands."""
+"""Writes and reads pictures and clips that carry how they were made; knows no model, no command.
 
+A clip is an animated PNG, which programs that know none show as its first frame.
+"""
+
+import io
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, PngImagePlugin
+
+Drawn = Image.Image | Sequence[Image.Image]
+"""A picture, or the frames of a clip, at least one and all of one size."""
+FRAMES_A_SECOND = 8
 
 KEY = "visual_ar"  # keyword of the PNG text chunk
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, is damaged, or claims far too many pixels."""
 
 
-def write_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
-    """Writes a picture with its recipe in a JSON text chunk; the file appears whole or not at all.
+def write_png(drawn: Drawn, path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
+    """Writes a picture or a clip with its recipe in a JSON text chunk, whole or not at all.
 
     Args:
-        image: The picture.
+        drawn: What is written.
         path: The PNG file, replaced when it exists.
         recipe: What a person needs to make the picture again; anything JSON can hold.
 
@@ -34,10 +42,27 @@ def write_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[
     # Without the picture's name, which may be as long as a name can be.
     beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        image.save(beside, format="PNG", pnginfo=chunks)
+        _save(drawn, beside, chunks)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def png_bytes(drawn: Drawn) -> bytes:
+    """A picture or a clip as the content of a PNG file, without a recipe."""
+    buffer = io.BytesIO()
+    _save(drawn, buffer, None)
+    return buffer.getvalue()
+
+
+def _save(drawn: Drawn, file: Path | IO[bytes], chunks: PngImagePlugin.PngInfo | None) -> None:
+    if isinstance(drawn, Image.Image):
+        drawn.save(file, format="PNG", pnginfo=chunks)
+        return
+    first, *others = drawn
+    duration = 1000 // FRAMES_A_SECOND
+    animated = {"save_all": True, "append_images": others, "duration": duration, "loop": 0}
+    first.save(file, format="PNG", pnginfo=chunks, **animated)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class HeadKind(DrafterKind):
         return HeadDrafter(state, trees)
 
 
+DRAFTERS = ("jacobi", "head", *INITIALISERS, "left-law+above-law")
+"""What a person may pick; other neighbours may be joined as well."""
+
+
 def parse_drafter(text: str, init: str, coupling: str) -> DrafterKind:
     """Reads a drafter.
 

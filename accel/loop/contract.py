@@ -7,8 +7,8 @@ about families or pixels; progress bars, previews and statistics consume its ste
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -24,6 +24,8 @@ from visual_ar.layout import Layout
 from visual_ar.sampling import Sampling
 from visual_ar.tokens.kind import TABLE
 
+Choices = Mapping[str, Sequence[str]]
+
 
 class Decoding(SchedulerMixin, ConfigMixin):
     """Base class of every decoding method. Options are constructor arguments kept in the config.
@@ -37,6 +39,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
         capturable: whether on CUDA a step is run as a captured graph. Then it must keep all that
             changes in tensors of the state, and read nothing on the host.
         kept: the last call's state with its graphs, for `graphs.lent_state`.
+        choices: option -> values that a person may pick from a list; what else it takes is typed.
     """
 
     config_name = "scheduler_config.json"
@@ -47,6 +50,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
     skips: bool = False
     capturable: bool = False
     kept: Any = None
+    choices: ClassVar[Choices] = {}
 
     def fuses(self, device: torch.device) -> bool:
         """Whether the verification kernel does this method's share of a pass on a device."""

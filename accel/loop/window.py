@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.contract import Choices, Decoding
 from visual_ar.cast import Cast
 from visual_ar.conditioning.condition import Condition
 from visual_ar.models.token_model import TokenModel
@@ -40,6 +40,7 @@ class WindowedDecoding(Decoding):
     """
 
     candidates: ClassVar[tuple[int, ...]] = CANDIDATES
+    choices: ClassVar[Choices] = {"window": ("auto", *map(str, CANDIDATES))}
 
     def windows(self) -> tuple[int, ...]:
         """The candidates that its options allow."""

@@ -17,7 +17,7 @@ from visual_ar.accel.rules.hamming_lantern import HammingLantern
 from visual_ar.accel.rules.lantern import Lantern
 from visual_ar.accel.rules.lantern_plus import LanternPlus
 from visual_ar.accel.rules.omega import Omega
-from visual_ar.accel.rules.rule import Rule
+from visual_ar.accel.rules.rule import Rule, TableRule
 from visual_ar.accel.rules.typical import Typical
 
 RULES: dict[str, type[Rule]] = {
@@ -32,6 +32,8 @@ RULES: dict[str, type[Rule]] = {
     "hamming-grouped": HammingGrouped,
     "hamming-lantern": HammingLantern,
 }
+OF_TABLES = tuple(name for name, rule in RULES.items() if issubclass(rule, TableRule))
+"""Rules that judge every draft by itself, from the probabilities of all codes."""
 
 
 def parse_rule(text: str) -> Rule:

@@ -1,20 +1,23 @@
 """`visual-ar bench`: compares decoding methods; knows the report's options, measures nothing."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from visual_ar.cli import bench_kernels
-from visual_ar.cli.common import Device, Dtype, Json, Threads, echo_json, set_threads
+from visual_ar.cli.common import echo_json, set_threads
+from visual_ar.cli.option_groups import SAMPLING, Amount, Json, Machine, Sampling, grouped
 from visual_ar.cli.suites import ASKED, Suite, check_options, families, pareto
 
 if TYPE_CHECKING:
+    from visual_ar.evaluation.speed import Schedule
     from visual_ar.evaluation.workload import Options
     from visual_ar.pipeline import VisualARPipeline
 
-PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
-SAMPLING, AMOUNT, SUITE = "Sampling", "How much is measured", "With a suite"
+SUITE = "With a suite"
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -25,9 +28,10 @@ app.command("kernels")(bench_kernels.kernels)
 app.command("loop")(bench_kernels.loop)
 
 
-@app.callback()
-def bench(
-    context: typer.Context,
+@dataclass(frozen=True)
+class Compared:
+    """What is measured."""
+
     model: Annotated[
         str | None,
         typer.Option(
@@ -35,22 +39,22 @@ def bench(
             "-m",
             help="Bundled name, model folder or Hugging Face id. [dim]Default: emoji.[/dim]",
         ),
-    ] = None,
+    ] = None
     draft_model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL", help="Model of the same tokenizer that drafts for the method hybrid."
         ),
-    ] = None,
+    ] = None
     methods: Annotated[
         list[str] | None,
         typer.Option(
             "--methods",
             metavar="NAME[:OPTION=VALUE,...]",
             help="Methods to compare, separated by spaces or repeated; sequential is always "
-            "measured. [dim]Default: see above.[/dim]",
+            "measured. One that is named has its own defaults. [dim]Default: see above.[/dim]",
         ),
-    ] = None,
+    ] = None
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,7 +63,17 @@ def bench(
             "-c",
             help="Prompt or class to draw, repeatable; pictures take them in turn.",
         ),
-    ] = None,
+    ] = None
+
+    def specs(self) -> list[str]:
+        """The methods, one an entry."""
+        return [spec for given in self.methods or () for spec in given.split()]
+
+
+@dataclass(frozen=True)
+class SuiteAsked:
+    """What a suite is told."""
+
     suite: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +81,7 @@ def bench(
             "every bundled model, next-token, parallel and both together.",
             rich_help_panel=SUITE,
         ),
-    ] = None,
+    ] = None
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -75,14 +89,14 @@ def bench(
             "without. [dim]Default of pareto: data/emoji.[/dim]",
             rich_help_panel=SUITE,
         ),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option(
             help="Folder for the document and the chart of pareto. [dim]Default: pareto.[/dim]",
             rich_help_panel=SUITE,
         ),
-    ] = None,
+    ] = None
     asked: Annotated[
         int | None,
         typer.Option(
@@ -90,42 +104,23 @@ def bench(
             help="Prompts to measure quality on. [dim]Default: 100.[/dim]",
             rich_help_panel=SUITE,
         ),
-    ] = None,
-    pictures: Annotated[int, typer.Option(help="Pictures of a round.", rich_help_panel=AMOUNT)] = 4,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Batch size to measure beside 1. [dim]Default: all pictures at once.[/dim]",
-            rich_help_panel=AMOUNT,
-        ),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds.", rich_help_panel=AMOUNT)] = 3,
-    warmup: Annotated[
-        int,
-        typer.Option(
-            help="Untimed batches of every method and batch size.", rich_help_panel=AMOUNT
-        ),
-    ] = 1,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Seed of the first picture, the next has the next.", rich_help_panel=AMOUNT
-        ),
-    ] = 0,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance, 1 is off.", rich_help_panel=SAMPLING),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Above 0; 1 is the model's law.", rich_help_panel=SAMPLING),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="0 is all tokens.", rich_help_panel=SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="In (0, 1]; 1 is all tokens.", rich_help_panel=SAMPLING)
-    ] = None,
+    ] = None
+
+    def pareto(self) -> Suite:
+        """The suite of that name."""
+        data = (self.data or [Path("data/emoji")])[0]
+        return Suite(data, self.output or Path("pareto"), self.asked or ASKED)
+
+
+@app.callback()
+@grouped
+def bench(
+    context: typer.Context,
+    *,
+    compared: Compared,
+    suite: SuiteAsked,
+    amount: Amount,
+    sampling: Sampling,
     plain: Annotated[
         bool,
         typer.Option(
@@ -134,9 +129,7 @@ def bench(
             rich_help_panel=SAMPLING,
         ),
     ] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Measure decoding methods side by side on one model, or what a pass is made of.
@@ -169,80 +162,92 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    options = _options(guidance, temperature, top_k, top_p, plain)
-    given = {"model": model, "draft_model": draft_model, "methods": methods}
-    check_options(suite, data, {**given, "output": output, "asked": asked})
-    model, asked = "emoji" if model is None else model, asked or ASKED
-    extra = None
-    if suite == "pareto":
-        extra = Suite((data or [Path("data/emoji")])[0], output or Path("pareto"), asked)
-    dataset = None if extra is None else extra.open()
-    set_threads(threads)
+    options = _options(sampling, plain)
+    rest = {name: getattr(compared, name) for name in ("model", "draft_model", "methods")}
+    check_options(suite.suite, suite.data, {**rest, "output": suite.output, "asked": suite.asked})
+    opened = suite.pareto().open() if suite.suite == "pareto" else None
+    set_threads(machine.threads)
+    schedule = amount.schedule()
+    if suite.suite == "families":
+        _families(compared, suite, machine, options, schedule, as_json)
+        return
+    from visual_ar.cli.drawing import load
+    from visual_ar.evaluation.workload import usual_subjects
+
+    name = compared.model or "emoji"
+    pipe = load(name, machine.device, machine.dtype, compared.draft_model)
+    named, specs = compared.prompts or usual_subjects(pipe), compared.specs()
+    if opened is None:
+        _speed(pipe, name, named, specs, options, schedule, as_json)
+    else:
+        pareto(suite.pareto(), opened, pipe, name, named, specs, options, schedule, as_json)
+
+
+def _families(
+    compared: Compared,
+    suite: SuiteAsked,
+    machine: Machine,
+    options: "Options",
+    schedule: "Schedule",
+    as_json: bool,
+) -> None:
+    """Measures every bundled model."""
+    from visual_ar.assets import bundled
+    from visual_ar.cli.drawing import load
+    from visual_ar.evaluation.workload import usual_subjects
+
+    families(
+        {name: load(name, machine.device, machine.dtype) for name in bundled()},
+        suite.data or [],
+        lambda pipe: compared.prompts or usual_subjects(pipe),
+        options,
+        schedule,
+        suite.asked or ASKED,
+        as_json,
+    )
+
+
+def _speed(
+    pipe: "VisualARPipeline",
+    name: str,
+    subjects: Sequence[str],
+    specs: Sequence[str],
+    options: "Options",
+    schedule: "Schedule",
+    as_json: bool,
+) -> None:
+    """Measures methods on one model, and prints the table or the document."""
     from rich.console import Console
     from rich.progress import Progress
     from rich.text import Text
 
-    from visual_ar.assets import bundled
-    from visual_ar.cli.drawing import load
-    from visual_ar.evaluation.speed import DEFAULT_METHODS, Schedule, bench_pipeline
+    from visual_ar.evaluation.speed import DEFAULT_METHODS, bench_pipeline
     from visual_ar.evaluation.speed_table import heading, render
 
-    other = pictures if batch is None else batch
-    schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
-    chosen = [spec for given in methods or () for spec in given.split()]
-    if suite == "families":
-        pipes = {name: load(name, device, dtype) for name in bundled()}
-        families(
-            pipes,
-            data or [],
-            lambda pipe: prompts or subjects(pipe),
-            options,
-            schedule,
-            asked,
-            as_json,
-        )
-        return
-    pipe = load(model, device, dtype, draft_model)
-    named = prompts or subjects(pipe)
-    if extra is not None and dataset is not None:
-        pareto(extra, dataset, pipe, model, named, chosen, options, schedule, as_json)
-        return
     with Progress(console=Console(stderr=True), disable=as_json) as bar:
         task = bar.add_task("drawing")
         document = bench_pipeline(
             pipe,
-            model,
-            named,
+            name,
+            subjects,
             options,
-            chosen or DEFAULT_METHODS,
+            specs or DEFAULT_METHODS,
             schedule,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
         echo_json(document)
-    else:
-        console = Console()
-        console.print(Text(heading(document)))
-        console.print(render(document))
+        return
+    console = Console()
+    console.print(Text(heading(document)))
+    console.print(render(document))
 
 
-def subjects(pipe: "VisualARPipeline") -> list[str]:
-    """Returns what to draw when nothing is named: some words, or all classes."""
-    return pipe.conditioner.known or list(PROMPTS)
-
-
-def _options(
-    guidance: float | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    plain: bool,
-) -> "Options":
-    from visual_ar.evaluation.workload import Options
-
+def _options(sampling: Sampling, plain: bool) -> "Options":
     if not plain:
-        return Options(guidance, temperature, top_k, top_p)
-    for name, value in (("temperature", temperature), ("top-k", top_k), ("top-p", top_p)):
+        return sampling.options()
+    for name in ("temperature", "top_k", "top_p"):
+        value = getattr(sampling, name)
         if value is not None:
-            raise ValueError(f"{name} must be left out with --plain, got {value}")
-    return Options(guidance, temperature=1.0, top_k=0, top_p=1.0)
+            raise ValueError(f"{name.replace('_', '-')} must be left out with --plain, got {value}")
+    return replace(sampling, temperature=1.0, top_k=0, top_p=1.0).options()

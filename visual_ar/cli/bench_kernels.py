@@ -4,19 +4,13 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import (
-    Device,
-    Dtype,
-    Json,
-    Threads,
-    echo_json,
-    resolve_device,
-    resolve_dtype,
-    set_threads,
-)
+from visual_ar.cli.common import echo_json, resolve_device, resolve_dtype, set_threads
+from visual_ar.cli.option_groups import Json, Machine, grouped
 
 
+@grouped
 def kernels(
+    *,
     pictures: Annotated[
         list[int] | None,
         typer.Option("--pictures", "-b", help="B, repeatable. [dim]Default: 1, 8 and 64.[/dim]"),
@@ -44,9 +38,7 @@ def kernels(
     copied: Annotated[
         int, typer.Option(min=1, help="MiB of the copy whose bandwidth is the floor's.")
     ] = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Time the verification of drafts: the kernel, torch, torch.compile and FlashInfer.
@@ -61,20 +53,20 @@ def kernels(
     [cyan]visual-ar bench kernels --by torch -b 1 -w 8 --vocabulary 4096[/cyan]
     One small window, by plain torch.
     """
-    set_threads(threads)
+    set_threads(machine.threads)
     from rich.console import Console
 
     from visual_ar.evaluation.kernel_speed import CONTENDERS, Grid, bench_kernels
     from visual_ar.evaluation.kernel_table import render_kernels
 
-    where = resolve_device(device)
+    where = resolve_device(machine.device)
     usual = Grid()
     grid = Grid(
         tuple(pictures or usual.pictures),
         tuple(window or usual.windows),
         tuple(vocabulary or usual.vocabularies),
         tuple(rule or usual.rules),
-        resolve_dtype(dtype, where),
+        resolve_dtype(machine.dtype, where),
         top_k,
         coupling,
     )
@@ -85,7 +77,9 @@ def kernels(
         Console().print(render_kernels(document))
 
 
+@grouped
 def loop(
+    *,
     size: Annotated[
         str, typer.Option(help="LlamaGen size, with random weights: GPT-B, GPT-L, GPT-XL, ...")
     ] = "GPT-L",
@@ -103,9 +97,7 @@ def loop(
     copied: Annotated[
         int, typer.Option(min=1, help="MiB of the copy whose bandwidth the limit takes.")
     ] = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Split a pass of the decoding loop into forward, verification and the rest.
@@ -117,16 +109,16 @@ def loop(
     [cyan]visual-ar bench loop --size GPT-XL --methods sequential[/cyan]
     How far sequential decoding is from the limit of the memory.
     """
-    set_threads(threads)
+    set_threads(machine.threads)
     from rich.console import Console
 
     from visual_ar.evaluation.kernel_table import render_loop
     from visual_ar.evaluation.loop_speed import bench_loop, random_model
 
-    where = resolve_device(device)
+    where = resolve_device(machine.device)
     chosen = [spec for given in methods or () for spec in given.split()]
     document = bench_loop(
-        random_model(size, where, resolve_dtype(dtype, where), grid),
+        random_model(size, where, resolve_dtype(machine.dtype, where), grid),
         size,
         chosen or ["sequential", "jacobi:window=32"],
         batch,

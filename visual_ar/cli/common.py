@@ -1,4 +1,4 @@
-"""What several commands share: options, checks of where they write, JSON; knows no command."""
+"""What several commands do: devices, checks of where they write, JSON; knows no command."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -14,19 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
-Device = Annotated[
-    str,
-    typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Number format; auto is bfloat16 on a GPU and float32 elsewhere."),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
 def resolve_device(device: str) -> "torch.device":

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from visual_ar.cli.common import Json, check_output_folder, echo_json
+from visual_ar.cli.common import check_output_folder, echo_json
+from visual_ar.cli.option_groups import Json
 
 
 def data(

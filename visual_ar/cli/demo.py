@@ -1,12 +1,13 @@
 """`visual-ar demo`: opens the web demo for a model; knows its process and nothing of the page."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from visual_ar.cli.common import Device, Dtype, Threads, set_threads
+from visual_ar.cli.common import set_threads
 from visual_ar.cli.drawing import load
-from visual_ar.cli.serve import listen, run
+from visual_ar.cli.option_groups import Machine, Model, grouped
+from visual_ar.cli.serve import Host, Port, listen, run, url
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -15,19 +16,13 @@ DRAIN = 1
 """Seconds that drawings have to finish when the page is closed; nobody waits for them."""
 
 
+@grouped
 def demo(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-    ] = "emoji",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 7860,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    *,
+    model: Model = "emoji",
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    machine: Machine,
 ) -> None:
     """Open a page on which pictures form.
 
@@ -44,17 +39,15 @@ def demo(
     Classes of photographs instead of prompts.
     """
     with listen(host, port) as listener:  # an occupied port is known before a model is loaded
-        set_threads(threads)
+        set_threads(machine.threads)
         from visual_ar.app.device_thread import DeviceThread
         from visual_ar.app.web_demo import application, build
 
         thread = DeviceThread()
-        pipe = thread.call(lambda: load(model, device, dtype))
+        pipe = thread.call(lambda: load(model, machine.device, machine.dtype))
         app = application(build(pipe, model, thread))
         thread.call(lambda: warm_up(pipe))
-        address = f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{listener.getsockname()[1]}"
-        typer.echo(f"Opening {model} on {url} (Ctrl-C ends).")
+        typer.echo(f"Opening {model} on {url(host, listener)} (Ctrl-C ends).")
         run(app, listener, DRAIN)
 
 

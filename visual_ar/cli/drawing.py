@@ -1,13 +1,11 @@
 """What `visual-ar generate` asks of a pipeline: loading, completion, batches; prints nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from visual_ar.cli.common import resolve_device, resolve_dtype
-from visual_ar.cli.method import command_name
-from visual_ar.provenance import versions
+from visual_ar.provenance import PARAMETERS, Order, recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,54 +13,20 @@ if TYPE_CHECKING:
 
     from visual_ar.output import Stats, VisualAROutput
     from visual_ar.pipeline import VisualARPipeline
+    from visual_ar.png import Drawn
+    from visual_ar.size import Size
 
 
-SETTINGS = (
-    "guidance",
-    "guidance_schedule",
-    "temperature",
-    "top_k",
-    "top_p",
-    "height",
-    "width",
-)
-PARAMETERS = {  # recipe key -> parameter of the pipeline's call, where they differ
-    "class": "class_labels",
-    "guidance": "guidance_scale",
-}
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be drawn.
+class Drawing(NamedTuple):
+    """One picture or clip.
 
     Attributes:
-        kind: "prompt" or "class".
-        subjects: One prompt or class a picture.
-        seed: Of the first picture; the next one has the next seed.
-        settings: One of each of `SETTINGS`, None where the model's own is wanted.
-        kept: Picture and mask of cells for a completion, as the pipeline takes them.
-        asked: What a recipe repeats as it was typed: the model and the files of a completion.
-    """
-
-    kind: str
-    subjects: list[str]
-    seed: int
-    settings: dict[str, Any]
-    kept: dict[str, Any]
-    asked: dict[str, Any]
-
-
-class Drawn(NamedTuple):
-    """One picture.
-
-    Attributes:
-        image: The picture.
+        drawn: The picture, or its frames.
         recipe: How it was made, see `visual_ar.provenance.command`.
         stats: Of the batch it belongs to.
     """
 
-    image: "Image.Image"
+    drawn: "Drawn"
     recipe: dict[str, Any]
     stats: "Stats"
 
@@ -98,7 +62,7 @@ def completion(
     picture: Path | None,
     keep_rows: str | None,
     mask: Path | None,
-    size: tuple[int | None, int | None],
+    size: "Size",
 ) -> dict[str, Any]:
     """Returns the call's options for completing a picture; none when none is given.
 
@@ -107,11 +71,11 @@ def completion(
         picture: The picture to complete.
         keep_rows: "FROM:TO" in rows of cells.
         mask: A picture that is white where to keep.
-        size: (height, width) asked for, None for the model's own.
+        size: Of what is drawn.
 
     Raises:
-        ValueError: not exactly one way to say what is kept, a range outside the rows, or a file
-            is no picture or a damaged one.
+        ValueError: not exactly one way to say what is kept, a range outside the rows, no grid of
+            rows and columns, or a file is no picture or a damaged one.
         OSError: a file cannot be read.
     """
     if picture is None:
@@ -122,13 +86,16 @@ def completion(
         raise ValueError(
             f"complete must be given with one of keep_rows and mask, got {keep_rows} and {mask}"
         )
-    height, width = size[0] or pipe.config.height, size[1] or pipe.config.width
-    grid = pipe.image_tokenizer.grid(height, width)
+    grid = pipe.image_tokenizer.grid(size)
+    if len(grid) != 2:
+        raise ValueError(
+            f"complete must be left out for a model without rows of cells, got {picture}"
+        )
     kept = _cells(mask, grid) if mask is not None else _rows(str(keep_rows), grid)
     return {"image": _open(picture).convert("RGB"), "mask": kept}
 
 
-def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawn]:
+def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawing]:
     """Draws the pictures in order, `batch` at once."""
     call: dict[str, Any] = {
         PARAMETERS.get(key, key): value for key, value in order.settings.items()
@@ -137,51 +104,12 @@ def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawn]:
         subjects = order.subjects[start : start + batch]
         call[PARAMETERS.get(order.kind, order.kind)] = subjects
         output = cast("VisualAROutput", pipe(seeds=order.seed + start, **call, **order.kept))
-        for index, image in enumerate(output.images):
-            yield Drawn(image, recipe(pipe, order, output.stats, start, index), output.stats)
+        pictures = output.images if output.frames is None else output.frames
+        for index, drawn in enumerate(pictures):
+            yield Drawing(drawn, recipe(pipe, order, output.stats, start, index), output.stats)
 
 
-def recipe(
-    pipe: "VisualARPipeline", order: Order, stats: "Stats", start: int, index: int
-) -> dict[str, Any]:
-    """Returns how a picture was made, as its PNG carries it.
-
-    Args:
-        pipe: Drew it.
-        order: What was asked for.
-        stats: Of its batch.
-        start: Number of the batch's first picture in the order.
-        index: Of the picture in its batch.
-    """
-    asked = {**order.asked, order.kind: order.subjects[start + index]}
-    return {**asked, **_settings(pipe, order), **_made(pipe, stats, index)}
-
-
-def _settings(pipe: "VisualARPipeline", order: Order) -> dict[str, Any]:
-    """The settings that were in force, given or the model's own."""
-    own = {key: pipe.config[PARAMETERS.get(key, key)] for key in SETTINGS}
-    return own | {key: value for key, value in order.settings.items() if value is not None}
-
-
-def _made(pipe: "VisualARPipeline", stats: "Stats", index: int) -> dict[str, Any]:
-    """How the picture of this index in its batch came about."""
-    options = {**stats.options}
-    if "window" in options:
-        options["window"] = stats.window  # the number that "auto" came to
-    return {
-        "seed": stats.seeds[index],
-        "method": command_name(pipe.scheduler),
-        **options,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "lossless": stats.lossless,
-        "passes": stats.passes[index],
-        "tokens": stats.committed_tokens // len(stats.seeds),
-        "versions": versions(),
-    }
-
-
-def _rows(keep_rows: str, grid: tuple[int, int]) -> "np.ndarray":
+def _rows(keep_rows: str, grid: tuple[int, ...]) -> "np.ndarray":
     import numpy as np
 
     first, _, last = keep_rows.partition(":")
@@ -194,12 +122,12 @@ def _rows(keep_rows: str, grid: tuple[int, int]) -> "np.ndarray":
     return kept
 
 
-def _cells(mask: Path, grid: tuple[int, int]) -> "np.ndarray":
+def _cells(mask: Path, grid: tuple[int, ...]) -> "np.ndarray":
     """A cell is kept when its part of the mask is mostly white."""
     import numpy as np
     from PIL import Image
 
-    small = _open(mask).convert("L").resize(grid[::-1], Image.Resampling.BOX)
+    small = _open(mask).convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
     return np.asarray(small) > 127
 
 

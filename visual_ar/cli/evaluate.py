@@ -1,21 +1,16 @@
 """`visual-ar evaluate`: quality of a model's pictures; joins a pipeline, a dataset and features."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from visual_ar.cli import evaluate_model, evaluate_sets
-from visual_ar.cli.common import (
-    Device,
-    Dtype,
-    Json,
-    Threads,
-    check_output_folder,
-    echo_json,
-    set_threads,
-)
+from visual_ar.cli.common import check_output_folder, echo_json, set_threads
 from visual_ar.cli.ending import command
+from visual_ar.cli.option_groups import Json, Machine, Model, Spec, grouped
+from visual_ar.method_options import parse_method
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,44 +33,41 @@ app.command("alignment", no_args_is_help=True)(evaluate_sets.alignment)
 app.command("speed")(evaluate_model.speed)
 app.command("report", no_args_is_help=True)(evaluate_sets.report)
 
-Data = Annotated[Path, typer.Option(help="Prepared dataset, a folder or a pack.")]
-Keep = Annotated[
-    Path | None,
-    typer.Option(help="Folder for finished batches; the same command then goes on from there."),
-]
 Seed = Annotated[int, typer.Option(min=0, help="Of the choice of prompts and of the pictures.")]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")]
-Resolution = Annotated[
-    int,
-    typer.Option(
-        min=32, help="Side to which the feature network sees pictures; results of different "
-        "resolutions cannot be compared."
-    ),
-]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Material:
+    """What pictures are compared with, and where finished batches are kept."""
+
+    data: Annotated[Path, typer.Option(help="Prepared dataset, a folder or a pack.")]
+    resolution: Annotated[
+        int,
+        typer.Option(
+            min=32,
+            help="Side to which the feature network sees pictures; results of different "
+            "resolutions cannot be compared.",
+        ),
+    ] = 224
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder for finished batches; the same command then goes on from there."),
+    ] = None
 
 
 @app.command(no_args_is_help=True)
+@grouped
 def retrieval(
     ctx: typer.Context,
-    data: Data,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-    ] = "emoji",
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:OPTION=VALUE,...]",
-            help="How to decode. [dim]Default: the model's own method.[/dim]",
-        ),
-    ] = None,
+    *,
+    material: Material,
+    model: Model = "emoji",
+    method: Spec = None,
     prompts: Annotated[int, typer.Option(min=1, help="Number of training prompts.")] = 200,
     seed: Seed = 0,
     batch: Batch = 20,
-    resolution: Resolution = 224,
-    keep: Keep = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Ask for emoji and look whether the nearest pictures of the set carry the name.
@@ -89,23 +81,23 @@ def retrieval(
     from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.quality import emoji_retrieval
 
-    set_threads(threads)
-    dataset, pipe = _open(data, keep, model, device, dtype)
+    set_threads(machine.threads)
+    dataset, pipe = _open(material, model, machine)
     source = _source(pipe, method)
     with _progress(as_json) as bar:
-        features = feature_network(pipe, resolution, batch, keep, tracker(bar))
+        features = feature_network(pipe, material.resolution, batch, material.keep, tracker(bar))
         result = emoji_retrieval(source, dataset, features, prompts, seed)
-    document = {"model": model, "method": method, "resolution": resolution, **result}
+    document = {"model": model, "method": method, "resolution": material.resolution, **result}
     _show(ctx, document, dataset, pipe, as_json)
 
 
 @app.command(no_args_is_help=True)
+@grouped
 def frechet(
     ctx: typer.Context,
-    data: Data,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-    ] = "cifar10",
+    *,
+    material: Material,
+    model: Model = "cifar10",
     methods: Annotated[
         str,
         typer.Option(
@@ -117,11 +109,7 @@ def frechet(
     permutations: Annotated[int, typer.Option(min=1, help="Relabellings of the test.")] = 1000,
     seed: Seed = 0,
     batch: Batch = 100,
-    resolution: Resolution = 224,
-    keep: Keep = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Measure the Fréchet distance of CIFAR-10 samples, and whether methods can be told apart.
@@ -136,32 +124,32 @@ def frechet(
     from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.quality import cifar_frechet
 
-    set_threads(threads)
-    dataset, pipe = _open(data, keep, model, device, dtype)
+    set_threads(machine.threads)
+    dataset, pipe = _open(material, model, machine)
     sources = {name: _source(pipe, name) for name in dict.fromkeys(methods.split())}
     with _progress(as_json) as bar:
-        features = feature_network(pipe, resolution, batch, keep, tracker(bar))
+        features = feature_network(pipe, material.resolution, batch, material.keep, tracker(bar))
         result = cifar_frechet(sources, dataset, features, samples, seed, permutations)
-    _show(ctx, {"model": model, "resolution": resolution, **result}, dataset, pipe, as_json)
+    _show(
+        ctx, {"model": model, "resolution": material.resolution, **result}, dataset, pipe, as_json
+    )
 
 
-def _open(
-    data: Path, keep: Path | None, model: str, device: str, dtype: str
-) -> "tuple[Dataset, VisualARPipeline]":
+def _open(material: Material, model: str, machine: Machine) -> "tuple[Dataset, VisualARPipeline]":
     """Returns the dataset and the pipeline, once the folder to keep batches in can be written."""
     from visual_ar.cli.drawing import load
     from visual_ar.data import load as load_data
 
-    if keep is not None:
-        check_output_folder(keep)
-    return load_data(data), load(model, device, dtype)
+    if material.keep is not None:
+        check_output_folder(material.keep)
+    return load_data(material.data), load(model, machine.device, machine.dtype)
 
 
 def _source(pipe: "VisualARPipeline", method: str | None) -> "Source":
-    from visual_ar.evaluation.speed import parse_method
     from visual_ar.evaluation.workload import source
 
-    return source(pipe, pipe.scheduler if method is None else parse_method(method))
+    shipped = pipe.scheduler
+    return source(pipe, shipped if method is None else parse_method(method, shipped))
 
 
 def _progress(quiet: bool) -> "Progress":

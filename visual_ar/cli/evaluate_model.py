@@ -1,31 +1,20 @@
 """`visual-ar evaluate sample` and `speed`: what a pipeline draws and how fast; measures nothing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from visual_ar.cli import ending as result
-from visual_ar.cli.common import Device, Dtype, Json, Threads, check_output_folder, set_threads
-
-if TYPE_CHECKING:
-    from visual_ar.evaluation.workload import Options
-
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-]
-Guidance = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance, 1 is off.", show_default=False)
-]
-Temperature = Annotated[
-    float | None, typer.Option(help="Above 0; 1 is the model's law.", show_default=False)
-]
-TopK = Annotated[int | None, typer.Option(help="0 is all tokens.", show_default=False)]
-TopP = Annotated[float | None, typer.Option(help="In (0, 1]; 1 is all tokens.", show_default=False)]
+from visual_ar.cli.common import check_output_folder, set_threads
+from visual_ar.cli.option_groups import Amount, Json, Machine, Model, Sampling, Spec, grouped
+from visual_ar.method_options import parse_method
 
 
+@grouped
 def sample(
     ctx: typer.Context,
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
     model: Model = "emoji",
     count: Annotated[
@@ -46,21 +35,10 @@ def sample(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the first picture; the next has the next.")
     ] = 0,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:OPTION=VALUE,...]",
-            help="How to decode. [dim]Default: the model's own method.[/dim]",
-        ),
-    ] = None,
+    method: Spec = None,
     slots: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
-    guidance: Guidance = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    sampling: Sampling,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Draw the pictures that an evaluation needs: a folder of PNGs and samples.npz.
@@ -77,19 +55,17 @@ def sample(
     """
     from visual_ar.cli.drawing import load
     from visual_ar.evaluation.sample import sample as draw
-    from visual_ar.evaluation.speed import parse_method
 
-    set_threads(threads)
+    set_threads(machine.threads)
     check_output_folder(output)
     subjects = None if prompts is None else read_prompts(prompts)
-    decoding = None if method is None else parse_method(method)
-    pipe = load(model, device, dtype)
+    pipe = load(model, machine.device, machine.dtype)
     if subjects is None and not pipe.conditioner.known:
         raise ValueError(
             f"prompts must be given by --prompts for the text-conditional model {model}, got none"
         )
-    if decoding is not None:
-        pipe.scheduler = decoding
+    if method is not None:
+        pipe.scheduler = parse_method(method, pipe.scheduler)
     wanted = count or (50_000 if subjects is None else len(subjects))
     with result.progress(as_json) as bar:
         report = result.named(bar)
@@ -100,15 +76,17 @@ def sample(
             wanted,
             subjects,
             seed,
-            options(guidance, temperature, top_k, top_p),
+            sampling.options(),
             slots,
             lambda done, total: report("pictures", done, total),
         )
     result.finish(ctx, document, output / "result.json", as_json)
 
 
+@grouped
 def speed(
     ctx: typer.Context,
+    *,
     model: Model = "emoji",
     methods: Annotated[
         str | None,
@@ -120,21 +98,10 @@ def speed(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, one prompt or class a line.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures of a round.")] = 4,
-    batch: Annotated[
-        int | None, typer.Option(help="Batch size beside 1.", show_default=False)
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 3,
-    warmup: Annotated[int, typer.Option(min=0, help="Untimed batches of every method.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture.")] = 0,
-    guidance: Guidance = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
+    amount: Amount,
+    sampling: Sampling,
     output: result.Output = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
     as_json: Json = False,
 ) -> None:
     """Measure decoding methods as [cyan]visual-ar bench[/cyan] does, as a result to keep.
@@ -143,39 +110,29 @@ def speed(
 
     [cyan]visual-ar evaluate speed -m emoji --methods "jacobi:window=16" -o speed.json[/cyan]
     """
-    from visual_ar.cli.bench import subjects
     from visual_ar.cli.drawing import load
-    from visual_ar.evaluation.speed import DEFAULT_METHODS, Schedule
+    from visual_ar.evaluation.speed import DEFAULT_METHODS
     from visual_ar.evaluation.speed_result import speed as measure
+    from visual_ar.evaluation.workload import usual_subjects
 
-    set_threads(threads)
+    set_threads(machine.threads)
     result.check(output)
-    other = pictures if batch is None else batch
-    schedule = Schedule(pictures, tuple(dict.fromkeys((1, other))), rounds, warmup, seed)
+    schedule = amount.schedule()
     schedule.check()
     asked = None if prompts is None else read_prompts(prompts)
-    pipe = load(model, device, dtype)
+    pipe = load(model, machine.device, machine.dtype)
     with result.progress(as_json) as bar:
         report = result.named(bar)
         document = measure(
             pipe,
             model,
-            asked or subjects(pipe),
-            options(guidance, temperature, top_k, top_p),
+            asked or usual_subjects(pipe),
+            sampling.options(),
             DEFAULT_METHODS if methods is None else methods.split(),
             schedule,
             lambda done, total: report("drawing", done, total),
         )
     result.finish(ctx, document, output, as_json)
-
-
-def options(
-    guidance: float | None, temperature: float | None, top_k: int | None, top_p: float | None
-) -> "Options":
-    """The sampling options that were given."""
-    from visual_ar.evaluation.workload import Options
-
-    return Options(guidance, temperature, top_k, top_p)
 
 
 def read_prompts(path: Path) -> list[str]:

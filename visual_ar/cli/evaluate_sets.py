@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from visual_ar.cli import ending as result
-from visual_ar.cli.common import Device, Dtype, Json, Threads, resolve_device, set_threads
+from visual_ar.cli.common import resolve_device, set_threads
+from visual_ar.cli.option_groups import Computer, Dtype, Json, grouped
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,10 @@ Split = Annotated[str | None, typer.Option(help="Of a prepared dataset.", show_d
 Batch = Annotated[int, typer.Option(min=1, help="Pictures or clips at a time.")]
 
 
+@grouped
 def fid(
     ctx: typer.Context,
+    *,
     samples: Annotated[Path, typer.Option(help="Folder or npz of pictures.")],
     reference: Annotated[
         Path, typer.Option(help="Folder, npz or dataset of pictures, or statistics (npz, pt).")
@@ -50,8 +53,7 @@ def fid(
         Path | None, typer.Option(help="npz to write, with the samples' own statistics.")
     ] = None,
     output: result.Output = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    computer: Computer,
     as_json: Json = False,
 ) -> None:
     """Measure FID, KID, inception score, precision and recall.
@@ -73,7 +75,7 @@ def fid(
     from visual_ar.evaluation.pictures import holds_pictures, open_pictures
     from visual_ar.evaluation.sample import origin
 
-    set_threads(threads)
+    set_threads(computer.threads)
     result.check(output)
     if statistics is not None:
         check_output_file(statistics, ".npz")
@@ -81,7 +83,7 @@ def fid(
     drawn = open_pictures(samples)
     given = holds_moments(reference)
     pictures = None if given and not holds_pictures(reference) else open_pictures(reference, split)
-    network = _network(features, weights, resolution, resolve_device(device))
+    network = _network(features, weights, resolution, resolve_device(computer.device))
     moments = read_moments(reference, network) if given else None
     with result.progress(as_json) as bar:
         document = measure(
@@ -101,8 +103,10 @@ def fid(
     result.finish(ctx, document, output, as_json)
 
 
+@grouped
 def fvd(
     ctx: typer.Context,
+    *,
     samples: Annotated[Path, typer.Option(help="npz of videos, or folder of folders of frames.")],
     reference: Annotated[Path, typer.Option(help="Likewise, real ones.")],
     features: Annotated[
@@ -122,8 +126,7 @@ def fvd(
     batch: Batch = 8,
     allow_small: result.AllowSmall = False,
     output: result.Output = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    computer: Computer,
     as_json: Json = False,
 ) -> None:
     """Measure the Fréchet distance of videos.
@@ -137,11 +140,11 @@ def fvd(
     from visual_ar.evaluation.fvd import frames, i3d
     from visual_ar.evaluation.fvd import fvd as measure
 
-    set_threads(threads)
+    set_threads(computer.threads)
     result.check(output)
     choice = Choice(clips, length, stride, seed)
     drawn, real = open_videos(samples), open_videos(reference)
-    place = resolve_device(device)
+    place = resolve_device(computer.device)
     if features == "i3d":
         if weights is None or convention is None:
             raise ValueError(
@@ -160,8 +163,10 @@ def fvd(
     result.finish(ctx, document, output, as_json)
 
 
+@grouped
 def reconstruction(
     ctx: typer.Context,
+    *,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Model or tokenizer: bundled name, folder, id.")
     ],
@@ -189,9 +194,8 @@ def reconstruction(
     batch: Batch = 32,
     allow_small: result.AllowSmall = False,
     output: result.Output = None,
-    device: Device = "auto",
+    computer: Computer,
     dtype: Dtype = "float32",
-    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, and its use of codes.
@@ -205,14 +209,14 @@ def reconstruction(
     from visual_ar.evaluation.pictures import Crop, open_pictures
     from visual_ar.evaluation.reconstruction import reconstruction as measure
 
-    set_threads(threads)
+    set_threads(computer.threads)
     result.check(output)
     if (lpips_vgg is None) != (lpips_linear is None):
         raise ValueError(
             f"lpips_vgg must be given together with lpips_linear, got {lpips_vgg} "
             f"and {lpips_linear}"
         )
-    place = resolve_device(device)
+    place = resolve_device(computer.device)
     given = open_pictures(pictures, split, None if crop is None else Crop(crop, resample))
     network = None if features is None else _network(features, weights, resolution, place)
     lpips = None
@@ -234,8 +238,10 @@ def reconstruction(
     result.finish(ctx, document, output, as_json)
 
 
+@grouped
 def alignment(
     ctx: typer.Context,
+    *,
     samples: Annotated[
         Path, typer.Option(help="Folder of evaluate sample; with --prompts, any pictures.")
     ],
@@ -259,8 +265,7 @@ def alignment(
     resolution: Resolution = 224,
     batch: Batch = 32,
     output: result.Output = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    computer: Computer,
     as_json: Json = False,
 ) -> None:
     """Measure whether pictures show what was asked for: CLIP score, or retrieval of names.
@@ -278,7 +283,7 @@ def alignment(
     from visual_ar.evaluation.sample import origin
     from visual_ar.evaluation.sample import read_prompts as planned
 
-    set_threads(threads)
+    set_threads(computer.threads)
     result.check(output)
     if (clip is None) == (data is None):
         raise ValueError(f"one of clip and data must be given, got {clip} and {data}")
@@ -287,7 +292,7 @@ def alignment(
     made = origin(samples)
     pictures = open_pictures(samples)
     asked = planned(samples) if prompts is None else read_prompts(prompts)
-    place = resolve_device(device)
+    place = resolve_device(computer.device)
     with result.progress(as_json) as bar:
         report = result.named(bar)
         if data is not None:

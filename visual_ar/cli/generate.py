@@ -2,53 +2,53 @@
 
 import math
 import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_ar.cli.common import (
-    Device,
-    Dtype,
+from visual_ar.cli.common import check_output_file, echo_json, set_threads
+from visual_ar.cli.drawing import Drawing, completion, draw, load
+from visual_ar.cli.method_flags import method_asked
+from visual_ar.cli.option_groups import (
+    METHOD,
+    Completion,
     Json,
-    Threads,
-    check_output_file,
-    echo_json,
-    set_threads,
+    Machine,
+    Model,
+    ScheduledSampling,
+    SizeAsked,
+    grouped,
 )
-from visual_ar.cli.drawing import Drawn, Order, completion, draw, load
-from visual_ar.cli.method import build, parse_window
-from visual_ar.cli.sheet import paste
-from visual_ar.provenance import of_sheet
+from visual_ar.cli.sheet import paste_drawn
+from visual_ar.method_options import build
+from visual_ar.provenance import Order, of_sheet
 
 if TYPE_CHECKING:
     from visual_ar.output import Stats
 
-MODEL, METHOD, SAMPLING, COMPLETION = "What draws", "How it decodes", "Sampling", "Completion"
+DRAFTED = "hybrid"  # the method that another model drafts for
 
 
-def generate(
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw, and how many."""
+
     prompts: Annotated[
         list[str] | None,
         typer.Argument(metavar="PROMPT", help="What to draw; several draw several pictures."),
-    ] = None,
+    ] = None
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class", "-c", help="Class name or number, for models that draw classes; repeatable."
         ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="PNG to write; several are numbered name-1.png.")
-    ] = Path("picture.png"),
+    ] = None
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="Pictures of each prompt or class.")
-    ] = 1,
-    sheet: Annotated[bool, typer.Option("--sheet", help="One PNG with all pictures.")] = False,
-    columns: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pictures a row of the sheet. [dim]Default: about square.[/dim]"),
-    ] = None,
+    ] = 1
     seed: Annotated[
         int | None,
         typer.Option(
@@ -56,174 +56,81 @@ def generate(
             max=2**62,
             help="Seed of the first picture, the next has the next. [dim]Default: random.[/dim]",
         ),
-    ] = None,
+    ] = None
     batch: Annotated[
         int, typer.Option(min=1, help="Pictures drawn at once; changes speed and memory only.")
-    ] = 16,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Bundled name, model folder or Hugging Face id.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "emoji",
-    height: Annotated[
+    ] = 16
+
+    def subjects(self) -> tuple[str, list[str]]:
+        """What kind of subject is given, and one subject a picture."""
+        if bool(self.prompts) == bool(self.classes):
+            given = "both" if self.prompts else "neither"
+            raise ValueError(f"one of PROMPT and --class must be given, got {given}")
+        kind, values = ("prompt", self.prompts) if self.prompts else ("class", self.classes)
+        return kind, [value for value in values or [] for _ in range(self.count)]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where pictures are written."""
+
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG to write; several are numbered name-1.png.")
+    ] = Path("picture.png")
+    sheet: Annotated[bool, typer.Option("--sheet", help="One PNG with all pictures.")] = False
+    columns: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Pixels; a size the model was trained for.", rich_help_panel=MODEL
-        ),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Pixels, likewise.", rich_help_panel=MODEL)
-    ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
-            "tree-adaptive, draft-head, denoising, hybrid (with --draft-model) or groups (models "
-            "of several tokens a pass). [dim]Default: the model's own.[/dim]",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    draft_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Model of the same tokenizer that drafts for --method hybrid, such as emoji-nar.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    drafts: Annotated[
-        str | None,
-        typer.Option(
-            help="whole or ahead: how the draft model drafts (hybrid only).", rich_help_panel=METHOD
-        ),
-    ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|N",
-            help="Tokens predicted by a pass, from 1; auto measures the fastest once a device.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    coupling: Annotated[
-        str | None,
-        typer.Option(help="independent, maximal or gumbel (jacobi only).", rich_help_panel=METHOD),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="First drafts: uniform, left, above, left-law, above-law, ...",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help="What accepts a draft (jacobi, tree and draft-head): exact or block, lossless; or "
-            "grouped, lantern, lantern++, omega, typical, which trade fidelity for speed: "
-            "omega/omega=1.2. For tokens of bits: exact or bitwise, lossless; or hamming-grouped, "
-            "hamming-lantern, omega.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    tree: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NxN",
-            help="Drafts at the first positions (tree only): 3x2 is three, and two behind each.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    drafter: Annotated[
-        str | None,
-        typer.Option(
-            help="Who drafts (tree only): jacobi, head, or neighbours such as left-law+above-law.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    adapt: Annotated[
-        str | None,
-        typer.Option(
-            help="What of a tree follows what was accepted (tree only): none, length or shape.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Levels of noise (denoising only).", rich_help_panel=METHOD),
-    ] = None,
-    clean: Annotated[
-        int | None,
-        typer.Option(
-            help="Drafts at the head of the window without noise (denoising only).",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance scale, from 0; 1 is off, more follows the prompt more closely.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    guidance_schedule: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="constant, linear, or interval:A:B (guides from fraction A to B of the tokens).",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Above 0; 1 is the model's law, less is safer and duller.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Draw among the k likeliest tokens; 0 is all.", rich_help_panel=SAMPLING),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw among the likeliest tokens that sum to p, in (0, 1]; 1 is all.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    complete: Annotated[
-        Path | None,
-        typer.Option(help="Picture to complete, of the model's size.", rich_help_panel=COMPLETION),
-    ] = None,
-    keep_rows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FROM:TO",
-            help="Rows of token cells to keep, counted from 0, TO excluded: 0:8.",
-            rich_help_panel=COMPLETION,
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="Picture that is white where to keep, any size.", rich_help_panel=COMPLETION
-        ),
-    ] = None,
+        typer.Option(min=1, help="Pictures a row of the sheet. [dim]Default: about square.[/dim]"),
+    ] = None
+
+    def paths(self, pictures: int) -> list[Path]:
+        """The path, or numbered ones beside it when there are several files.
+
+        Raises:
+            ValueError: there is no sheet to have columns, or a name is not that of a PNG.
+            OSError: a file cannot be written.
+        """
+        if self.columns is not None and not self.sheet:
+            raise ValueError(f"columns must be left out without --sheet, got {self.columns}")
+        paths, digits, output = [self.output], len(str(pictures)), self.output
+        if pictures > 1 and not self.sheet:
+            names = [f"{output.stem}-{n:0{digits}d}" for n in range(1, pictures + 1)]
+            paths = [output.with_stem(name) for name in names]
+        for path in paths:
+            check_output_file(path, ".png")
+        return paths
+
+
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Model of the same tokenizer that drafts for --method hybrid, such as emoji-nar.",
+        rich_help_panel=METHOD,
+    ),
+]
+
+
+@grouped
+def generate(
+    context: typer.Context,
+    *,
+    wanted: Wanted,
+    files: Files,
+    model: Model = "emoji",
+    size: SizeAsked,
+    machine: Machine,
+    draft_model: DraftModel = None,
+    sampling: ScheduledSampling,
+    kept: Completion,
     as_json: Json = False,
 ) -> None:
-    """Draw pictures from words or classes.
+    """Draw pictures or clips from words or classes.
 
     Every PNG carries its recipe: [cyan]visual-ar info picture.png[/cyan] prints
-    the command that draws it again. All methods draw from the same law
-    and differ in speed, unless --rule asks for a rule that is not lossless.
+    the command that draws it again. A clip is an animated PNG. All methods draw
+    from the same law and differ in speed, unless --rule asks for a rule that is
+    not lossless.
 
     [bold]Examples[/bold]
 
@@ -242,106 +149,74 @@ def generate(
     [cyan]visual-ar generate "cat face" --complete half.png --keep-rows 0:8[/cyan]
     Keeps the upper half of a picture and draws the rest.
     """
-    kind, subjects = _subjects(prompts, classes, count)
-    if columns is not None and not sheet:
-        raise ValueError(f"columns must be left out without --sheet, got {columns}")
-    if draft_model is not None and method != "hybrid":
-        raise ValueError(f"draft_model must be left out without --method hybrid, got {draft_model}")
-    paths = _paths(output, 1 if sheet else len(subjects))
-    for path in paths:
-        check_output_file(path, ".png")
-    set_threads(threads)
-    pipe = load(model, device, dtype, draft_model)
-    own = {
-        "drafts": drafts,
-        "window": parse_window(window),
-        "coupling": coupling,
-        "init": init,
-        "rule": rule,
-        "tree": tree,
-        "drafter": drafter,
-        "adapt": adapt,
-        "steps": steps,
-        "clean": clean,
-    }
-    pipe.scheduler = build(method, own, pipe.scheduler)
+    kind, subjects = wanted.subjects()
+    method = method_asked(context)
+    if draft_model is not None and method.name != DRAFTED:
+        raise ValueError(
+            f"draft_model must be left out without --method {DRAFTED}, got {draft_model}"
+        )
+    paths = files.paths(len(subjects))
+    set_threads(machine.threads)
+    pipe = load(model, machine.device, machine.dtype, draft_model)
+    pipe.scheduler = build(method.name, method.options, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
+    given = {name: side for name, side in asdict(size).items() if side is not None}
     order = Order(
         kind=kind,
         subjects=subjects,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        settings={
-            "guidance": guidance,
-            "guidance_schedule": guidance_schedule,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "height": height,
-            "width": width,
-        },
-        kept=completion(pipe, complete, keep_rows, mask, (height, width)),
-        asked={
-            "model": model,
-            "draft_model": draft_model,
-            "complete": None if complete is None else str(complete),
-            "keep_rows": keep_rows,
-            "mask": None if mask is None else str(mask),
-        },
+        seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
+        settings={**asdict(sampling), **given},
+        kept=completion(
+            pipe, kept.complete, kept.keep_rows, kept.mask, pipe.size._replace(**given)
+        ),
+        asked={"model": model, "draft_model": draft_model, **kept.typed()},
     )
+    drawings = _written(paths, draw(pipe, order, wanted.batch), files, wanted.count)
+    if as_json:
+        echo_json(_document(paths, drawings))
+    else:
+        typer.echo(_summary(paths, drawings))
+
+
+def _written(
+    paths: Sequence[Path], coming: Iterable[Drawing], files: Files, count: int
+) -> list[Drawing]:
+    """Writes what is drawn, each as it comes or all on one sheet, and returns it."""
     from visual_ar.png import write_png
 
-    drawn: list[Drawn] = []
-    for picture in draw(pipe, order, batch):
-        if not sheet:
-            write_png(picture.image, paths[len(drawn)], picture.recipe)
-        drawn.append(picture)
-    if sheet:
-        columns = columns or math.ceil(math.sqrt(len(drawn)))
-        recipe = of_sheet([picture.recipe for picture in drawn], kind, count, columns)
-        write_png(paste([picture.image for picture in drawn], columns), output, recipe)
-    if as_json:
-        echo_json(_document(paths, drawn))
-    else:
-        typer.echo(_summary(paths, drawn))
+    drawings: list[Drawing] = []
+    for drawing in coming:
+        if not files.sheet:
+            write_png(drawing.drawn, paths[len(drawings)], drawing.recipe)
+        drawings.append(drawing)
+    if files.sheet:
+        columns = files.columns or math.ceil(math.sqrt(len(drawings)))
+        recipes = [drawing.recipe for drawing in drawings]
+        kind = "prompt" if "prompt" in recipes[0] else "class"
+        sheet = paste_drawn([drawing.drawn for drawing in drawings], columns)
+        write_png(sheet, paths[0], of_sheet(recipes, kind, count, columns))
+    return drawings
 
 
-def _subjects(
-    prompts: list[str] | None, classes: list[str] | None, count: int
-) -> tuple[str, list[str]]:
-    """Returns what kind of subject is given, and one subject a picture."""
-    if bool(prompts) == bool(classes):
-        given = "both" if prompts else "neither"
-        raise ValueError(f"one of PROMPT and --class must be given, got {given}")
-    kind, values = ("prompt", prompts) if prompts else ("class", classes)
-    return kind, [value for value in values or [] for _ in range(count)]
-
-
-def _paths(output: Path, files: int) -> list[Path]:
-    """Returns the path, or numbered ones beside it when there are several files."""
-    if files == 1:
-        return [output]
-    digits = len(str(files))
-    return [output.with_stem(f"{output.stem}-{n:0{digits}d}") for n in range(1, files + 1)]
-
-
-def _batches(drawn: list[Drawn]) -> list["Stats"]:
+def _batches(drawings: Sequence[Drawing]) -> list["Stats"]:
     """Returns the statistics of each batch once."""
-    return list({id(picture.stats): picture.stats for picture in drawn}.values())
+    return list({id(drawing.stats): drawing.stats for drawing in drawings}.values())
 
 
-def _document(paths: list[Path], drawn: list[Drawn]) -> dict[str, Any]:
-    pictures = [picture.recipe for picture in drawn]
-    batches = [batch.to_dict() for batch in _batches(drawn)]
+def _document(paths: Sequence[Path], drawings: Sequence[Drawing]) -> dict[str, Any]:
+    pictures = [drawing.recipe for drawing in drawings]
+    batches = [batch.to_dict() for batch in _batches(drawings)]
     return {"files": [str(path) for path in paths], "pictures": pictures, "batches": batches}
 
 
-def _summary(paths: list[Path], drawn: list[Drawn]) -> str:
+def _summary(paths: Sequence[Path], drawings: Sequence[Drawing]) -> str:
     """Returns what was written and what it cost, in words."""
-    batches, recipe, tokens = _batches(drawn), drawn[0].recipe, drawn[0].recipe["tokens"]
+    batches, recipe = _batches(drawings), drawings[0].recipe
+    tokens = recipe["tokens"]
     passes = sum(max(batch.passes) for batch in batches)
     seconds = sum(sum(batch.seconds.values()) for batch in batches)
     files = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
-    many = "" if len(drawn) == 1 else f"{len(drawn)} pictures of "
+    many = "" if len(drawings) == 1 else f"{len(drawings)} pictures of "
     window = f" with window {recipe['window']}" if "window" in recipe else ""
     spent = [batch.total_variation for batch in batches if batch.total_variation is not None]
     lossy = f", total variation {max(spent):.3f} a token" if spent else ""

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from visual_ar.cli.common import Json, echo_json
+from visual_ar.cli.common import echo_json
+from visual_ar.cli.option_groups import Json
 from visual_ar.provenance import command, versions
 
 

@@ -9,8 +9,9 @@ from typer.core import TyperGroup
 
 from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
 from visual_ar.cli.ending import ARGUMENTS
+from visual_ar.cli.method_flags import MethodCommand
+from visual_ar.user_errors import USER_ERRORS, sentence
 
-USER_ERRORS = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -38,13 +39,6 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
-def sentence(error: BaseException) -> str:
-    """Returns what went wrong on one line, without Python's errno notation."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
@@ -53,9 +47,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("generate", cls=MethodCommand, no_args_is_help=True)(generate.generate)
 app.command("demo")(demo.demo)
-app.command("serve")(serve.serve)
+app.command("serve", cls=MethodCommand)(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("train", no_args_is_help=True)(train.train)

@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visual_ar.cli.common import Device, Dtype, Threads, aside, set_threads
+from visual_ar.cli.common import aside, set_threads
 from visual_ar.cli.drawing import load
-from visual_ar.cli.method import build, parse_window
+from visual_ar.cli.method_flags import method_asked
+from visual_ar.cli.option_groups import Machine, Model, grouped
+from visual_ar.method_options import build
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from visual_ar.engine import Engine
 
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 
+
+@grouped
 def serve(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled name, model folder or Hugging Face id.")
-    ] = "emoji",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8000,
+    context: typer.Context,
+    *,
+    model: Model = "emoji",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     slots: Annotated[
         int, typer.Option(min=1, help="Pictures drawn at once; every pass has their shape.")
     ] = 4,
@@ -39,24 +41,7 @@ def serve(
         int,
         typer.Option(min=1, help="Seconds that requests have to finish after SIGTERM or Ctrl-C."),
     ] = 60,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="sequential, jacobi, jacobi-published, exact-match, tree, tree-spatial, "
-            "tree-adaptive, or what some models can: draft-head, denoising, groups. "
-            "[dim]Default: the model's own.[/dim]"
-        ),
-    ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|N",
-            help="Tokens predicted by a pass, from 1; auto measures the fastest once a device.",
-        ),
-    ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    machine: Machine,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's images API.
 
@@ -73,15 +58,15 @@ def serve(
     [cyan]visual-ar serve --model cifar10 --port 8001 --slots 16[/cyan]
     Sixteen pictures at once; a prompt is the name of a class.
     """
-    listener = listen(host, port)
-    with listener:
-        set_threads(threads)
+    method = method_asked(context)
+    with listen(host, port) as listener:
+        set_threads(machine.threads)
         from visual_ar.app.server import build as build_application
         from visual_ar.engine import Engine
 
         def start() -> "Engine":
-            pipe = load(model, device, dtype)
-            pipe.scheduler = build(method, {"window": parse_window(window)}, pipe.scheduler)
+            pipe = load(model, machine.device, machine.dtype)
+            pipe.scheduler = build(method.name, method.options, pipe.scheduler)
             return Engine(pipe, slots, queue)
 
         # A link to a folder keeps its own name, so the path is not resolved.
@@ -89,9 +74,7 @@ def serve(
         engine = aside(start)
         try:
             app = build_application(engine, name)
-            address = f"[{host}]" if ":" in host else host
-            url = f"http://{address}:{listener.getsockname()[1]}"
-            typer.echo(f"Serving {name} on {url} (Ctrl-C ends).")
+            typer.echo(f"Serving {name} on {url(host, listener)} (Ctrl-C ends).")
             run(app, listener, drain)
         finally:
             engine.close(0)  # requests have been waited for
@@ -111,6 +94,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(
             f"host and port must be free to listen on, got {host} and {port}: {reason}"
         ) from None
+
+
+def url(host: str, listener: socket.socket) -> str:
+    """Returns where a browser finds what listens there."""
+    address = f"[{host}]" if ":" in host else host
+    return f"http://{address}:{listener.getsockname()[1]}"
 
 
 def run(app: "FastAPI", listener: socket.socket, drain: int) -> None:

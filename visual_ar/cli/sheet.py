@@ -1,4 +1,4 @@
-"""Pastes pictures onto one sheet; knows nothing of how they were drawn."""
+"""Pastes pictures, or clips frame by frame, onto one sheet; knows nothing of drawing."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
+    from visual_ar.png import Drawn
+
 GAP = 2  # pixels
+
+
+def paste_drawn(drawn: "Sequence[Drawn]", columns: int) -> "Drawn":
+    """Returns the sheet of pictures, or of clips that all have as many frames."""
+    from PIL import Image
+
+    pictures = [one for one in drawn if isinstance(one, Image.Image)]
+    if pictures:
+        return paste(pictures, columns)
+    clips = [one for one in drawn if not isinstance(one, Image.Image)]
+    return [paste(frames, columns) for frames in zip(*clips, strict=True)]
 
 
 def paste(images: "Sequence[Image.Image]", columns: int) -> "Image.Image":

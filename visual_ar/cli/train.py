@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import (
-    Device,
-    Json,
-    Threads,
-    check_output_folder,
-    echo_json,
-    resolve_device,
-    set_threads,
-)
+from visual_ar.cli.common import check_output_folder, echo_json, resolve_device, set_threads
+from visual_ar.cli.option_groups import Device, Json, Threads
 
 
 def train(

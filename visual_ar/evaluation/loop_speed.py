@@ -21,7 +21,7 @@ from visual_ar.accel.loop.state import DecodeState
 from visual_ar.cast import Cast
 from visual_ar.evaluation import machine, timing
 from visual_ar.evaluation.probes import Clock, now
-from visual_ar.evaluation.speed import parse_method
+from visual_ar.method_options import parse_method
 from visual_ar.models.llamagen import SIZES, LlamaGen
 from visual_ar.sampling import Sampling
 
@@ -63,7 +63,7 @@ def bench_loop(
     Args:
         model: class-conditional.
         name: of the model, for the report.
-        methods: as for `speed.parse_method`, with a window of their own where they have one.
+        methods: see `method_options.parse_method`, with a window where they have one.
         batch: pictures B.
         passes: timed at most.
         clock: seconds from any origin.

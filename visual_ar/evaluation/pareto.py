@@ -15,8 +15,9 @@ from visual_ar.data.dataset import Dataset
 from visual_ar.evaluation.frechet import frechet_distance, statistics
 from visual_ar.evaluation.quality import DISTANCE, NETWORK, TOP, Features, choose
 from visual_ar.evaluation.retrieval import retrieve
-from visual_ar.evaluation.speed import BASELINE, Schedule, bench_pipeline, parse_method
+from visual_ar.evaluation.speed import BASELINE, Schedule, bench_pipeline
 from visual_ar.evaluation.workload import DEFAULTS, Options, source
+from visual_ar.method_options import parse_method
 from visual_ar.tokens.kind import FLIPS, TABLE
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def pareto(
         dataset: the captioned set that the pipeline was trained on.
         features: how pictures are compared.
         subjects: prompts of the speed measurement.
-        methods: specifications, see `speed.parse_method`; by default `suite` says which.
+        methods: specifications, see `method_options.parse_method`; by default `suite` says which.
         options: of sampling.
         schedule: of the speed measurement.
         asked: of the quality measurement; by default what `Asked` says.
@@ -150,7 +151,8 @@ def pareto(
     )
 
     def drawn(method: str, seed: int, what: str) -> Tensor:
-        return features.of_source(source(pipe, parse_method(method), options), prompts, seed, what)
+        decoding = parse_method(method, pipe.scheduler)
+        return features.of_source(source(pipe, decoding, options), prompts, seed, what)
 
     reference = features.of_pictures(dataset.pictures)
     data = statistics(reference[training])

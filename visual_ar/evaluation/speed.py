@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from visual_ar import accel
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock, law_entropy, now, outside_model_share
 from visual_ar.evaluation.speed_summary import Trial, identical, summarise
 from visual_ar.evaluation.workload import DEFAULTS, Options, Workload, from_pipeline
+from visual_ar.method_options import parse_method
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -93,50 +93,23 @@ class Schedule(NamedTuple):
         return [self.seed + turn * self.pictures + number for number in numbers]
 
 
-def parse_method(text: str) -> Decoding:
-    """Builds a method from a text such as "jacobi:window=64,coupling=gumbel,rule=omega/omega=1.2".
-
-    Args:
-        text: a name of `visual_ar.accel.METHODS`, then a colon and options if any.
-
-    Raises:
-        ValueError: unknown name or option, or a value that the method refuses.
-    """
-    name, _, rest = text.partition(":")
-    constructor = accel.method(name)
-    options: dict[str, int | bool | str] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"options of a method must read name=value, got {part!r} in {text!r}")
-        options[key] = _option(value)
-    try:
-        return constructor(**options)
-    except TypeError:
-        raise ValueError(f"method {name} does not take the options {rest!r}") from None
-
-
-def _option(text: str) -> int | bool | str:
-    if text in ("true", "false"):
-        return text == "true"
-    return int(text) if text.lstrip("-").isdecimal() else text
-
-
 def bench(
     workload: Workload,
     methods: Sequence[str] = DEFAULT_METHODS,
     schedule: Schedule | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
+    shipped: Decoding | None = None,
 ) -> dict[str, Any]:
     """Measures methods side by side. The baseline, sequential decoding, is always among them.
 
     Args:
         workload: what is drawn.
-        methods: specifications, see `parse_method`.
+        methods: specifications, see `method_options.parse_method`.
         schedule: how much is measured; by default what `Schedule` says.
         clock: seconds from any origin.
         progress: called as progress(done, total) after every batch drawn.
+        shipped: the model's own method, see `method_options`.
 
     Returns:
         a JSON-able document: the machine, the schedule, the order of the methods in every round,
@@ -149,7 +122,8 @@ def bench(
     """
     schedule = schedule or Schedule()
     schedule.check()
-    decodings = {name: parse_method(name) for name in dict.fromkeys((BASELINE, *methods))}
+    names = dict.fromkeys((BASELINE, *methods))
+    decodings = {name: parse_method(name, shipped) for name in names}
     for decoding in decodings.values():
         decoding.check(workload.cast)
     contenders = {
@@ -184,7 +158,7 @@ def bench_pipeline(
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """`bench` of what a pipeline draws, whatever its own method.
+    """`bench` of what a pipeline draws.
 
     Args:
         pipe: draws text or classes.
@@ -199,7 +173,7 @@ def bench_pipeline(
         ValueError: as `bench`, and for a subject or an option that the pipeline refuses.
     """
     workload = from_pipeline(pipe, subjects, options)
-    report = bench(workload, methods, schedule, progress=progress)
+    report = bench(workload, methods, schedule, progress=progress, shipped=pipe.scheduler)
     return {"model": name, "sampling": options.filled(pipe), "subjects": list(subjects), **report}
 
 

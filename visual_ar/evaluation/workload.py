@@ -57,6 +57,13 @@ class Options(NamedTuple):
 
 DEFAULTS = Options()
 
+PROMPTS = ("strawberry", "cat face", "waving hand", "crescent moon")  # of the bundled model's words
+
+
+def usual_subjects(pipe: VisualARPipeline) -> list[str]:
+    """What to draw when nothing is named: all classes, or some words."""
+    return pipe.conditioner.known or list(PROMPTS)
+
 
 def from_pipeline(
     pipe: VisualARPipeline,
