@@ -157,6 +157,8 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         buffers.numbers.forget()
         if buffers.refused is not None:
             buffers.refused[slots] = False
+        if buffers.history is not None:  # of an earlier picture; no pass predicts what is given
+            buffers.history[slots] = state.kind.flat(state.law_width, slots.device)
         ranks = state.length[:, None] + torch.arange(state.window - 1, device=slots.device)
         attempt = torch.zeros_like(state.length)
         u = state.kind.uniforms(state.seed[:, None], ranks, attempt[:, None])

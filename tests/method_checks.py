@@ -10,7 +10,7 @@ import torch
 from exactness import ALARM
 
 from visual_ar.cast import Cast
-from visual_ar.evaluation.speed import parse_method
+from visual_ar.method_options import parse_method
 from visual_ar.sampling import Sampling
 from visual_ar.testing import (
     ToyBitModel,

@@ -89,7 +89,7 @@ def test_training_shows_the_contexts_of_decoding(text):
             x = torch.where(is_noisy[..., None], foggy[row : row + 1], clean)
             one = condition.rows(torch.tensor([row]))
             x = torch.cat([one.prefix, x], dim=1)
-            cache = model.new_cache(1, prefix + 3)
+            cache = model.new_cache(1, prefix + 3, prefix)
             cache.prefix_mask = one.mask
             every = torch.arange(-prefix, 3)[None]
             noisy = torch.cat([torch.zeros(1, prefix, dtype=torch.bool), is_noisy], dim=1)
@@ -222,7 +222,9 @@ def test_normal_noise_is_normal_and_belongs_to_its_seed_and_rank():
 
 def test_a_model_that_reads_no_noise_is_refused(tiny_pipeline):
     tiny_pipeline.scheduler = SpeculativeDenoisingDecoding()
-    message = r"capability 'denoising', which DenoisingLlamaGen has .* LlamaGen has only \['categ"
+    message = (
+        r"capability 'denoising', which DenoisingLlamaGen has .* LlamaGen has only \['trees'\]"
+    )
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(class_labels="cat")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from visual_ar.tokenizers.vq import VQTokenizer
-from visual_ar.training.drawn_codes import Drawn, cached_codes
-from visual_ar.training.drawn_codes import mislead
+from visual_ar.training.drawn_codes import Drawn, cached_codes, mislead
 from visual_ar.training.pixels import to_float
 
 

@@ -14,7 +14,7 @@ from method_checks import (
 )
 
 from visual_ar import accel
-from visual_ar.evaluation.speed import parse_method
+from visual_ar.method_options import parse_method
 
 KINDS = (CODES, BITS, SUBCODES, GROUPS)
 

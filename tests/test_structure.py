@@ -37,6 +37,8 @@ CHAINS = {
     "tree of laws": TreeDecoding(window=4, tree="2", drafter="left-law"),
     "tree adapting": TreeDecoding(window=3, tree="2", adapt="length"),
 }
+NEIGHBOURS = {"exact-match left", "maximal left-law", "gumbel", "block", "tree of laws"}
+"""Those whose first drafts look left, which is a cell nearby in raster order only."""
 TOYS = {
     "line ends": ({"form": "lines"}, None, {"guidance": 1.7, "temperature": 0.8}),
     "line ends, some forced": ({"form": "lines", "seed": 1}, [-1, 1, -1, -1, -1, 0], {}),
@@ -51,7 +53,7 @@ TOYS = {
         {},
     ),
     "line ends and cells given": (
-        {"form": "lines", "seed": 4, "vocab_size": 3, "grid": (3, 2)},
+        {"form": "lines", "seed": 4, "vocab_size": 3, "grid": (3, 2), "sharpness": 0.8},
         [2, -1, 1, 0, -1, -1],
         {"top_k": 2, "guidance": 1.5},
     ),
@@ -103,10 +105,23 @@ def fit(method, cast: Cast, options: dict, pictures: int = PICTURES) -> float:
     return chi_square(drawn_index(cast.layout, last.tokens, last.known, codes), law)
 
 
-@pytest.mark.parametrize("name", TOYS)
-@pytest.mark.parametrize("method", CHAINS)
+PAIRS = [
+    (method, name)
+    for method in CHAINS
+    for name, (sizes, *_) in TOYS.items()
+    if sizes["form"] == "plain" or method not in NEIGHBOURS
+]
+
+
+@pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_next_token_methods_have_the_exact_law(method, name):
     assert fit(CHAINS[method], *cast(name, TOYS)) > ALARM
+
+
+@pytest.mark.parametrize("method", sorted(NEIGHBOURS))
+def test_drafts_that_look_left_need_raster_order(method):
+    with pytest.raises(ValueError, match="needs a raster order"):
+        CHAINS[method].check(cast("line ends", TOYS)[0])
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -151,8 +166,11 @@ def test_speculation_passes_over_what_is_given():
 @pytest.mark.parametrize("method", CHAINS)
 def test_slots_and_neighbours_change_nothing(method):
     """Five pictures that end at different ranks, through two slots and all at once."""
-    model, decoding = StructuredToy("lines", end=0, vocab_size=4, grid=(3, 3)), CHAINS[method]
-    ours, labels = Cast(model, model.layout((3, 3))), [0, 1, 1, 0, 1]
+    form, decoding = "plain" if method in NEIGHBOURS else "lines", CHAINS[method]
+    model = StructuredToy(form, end=0, vocab_size=4, grid=(3, 3))
+    given = torch.tensor([2, -1, -1, -1, 1, -1, -1, -1, -1])
+    layout = model.layout((3, 3)).with_forced(given, in_every_picture=True)
+    ours, labels = Cast(model, layout), [0, 1, 1, 0, 1]
     sampling = Sampling.create(list(range(5)), guidance=1.5)
     *_, last = decoding.decode(ours, model.condition(labels, True), sampling)
     window = decoding.config.get("window", 1)

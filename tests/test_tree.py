@@ -62,7 +62,7 @@ def test_a_pass_over_a_tree_is_a_pass_over_each_of_its_paths():
     tokens = torch.randint(16, (2, 12))
     first = torch.tensor([5, 2])  # ragged: the ranks behind column 0
     tree = shapes([grow((2, 2), 3)]).pick(torch.tensor([0, 0]))
-    cache = model.new_cache(2, model.prefix_length + 16 + tree.columns)
+    cache = model.new_cache(2, model.prefix_length + 16 + tree.columns, model.prefix_length)
 
     def whole(row, path):
         """Hidden states of a picture's committed tokens and then `path`, without a cache."""

@@ -202,7 +202,7 @@ def test_a_shape_that_depends_on_its_drafts_is_detected():
         ({"tree": "9x9x9"}, "tree must have fewer than 200 drafts, got '9x9x9'"),
         ({"tree": "99999999x99999999"}, "tree must have fewer than 200 drafts"),
         ({"tree": "12x12", "window": 64}, "tree 12x12 with window 64 must have fewer than 200"),
-        ({"rule": "bitwise"}, "rule bitwise tests tokens of bits"),
+        ({"rule": "bitwise"}, "rule bitwise judges the drafts of one chain"),
     ],
 )
 def test_bad_options_are_named(options, message):

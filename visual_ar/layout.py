@@ -58,7 +58,8 @@ class Layout:
             object.__setattr__(self, "structure", torch.full_like(self.cell, FREE))
         if self.given.numel() == 0:
             object.__setattr__(self, "given", torch.zeros_like(self.cell, dtype=torch.bool))
-        if bool(((self.cell == NO_CELL) != (self.structure != FREE)).any()):
+        unnamed = (self.cell == NO_CELL) != (self.structure != FREE)
+        if self.cell.is_cpu and bool(unnamed.any()):  # a layout is made there and moved later
             raise ValueError("structure must name an id at ranks that are no cell, and only there")
 
     @property

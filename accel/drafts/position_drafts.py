@@ -40,6 +40,12 @@ class Neighbours:
             shape = (*state.tokens.shape, state.law_width)
             self._history = torch.zeros(shape, device=state.tokens.device)
 
+    def admit(self, slots: Tensor) -> None:
+        """Forgets the laws of earlier pictures: no pass predicts what is given. slots: int64 [b]."""
+        if self._history is not None:
+            state = self._state
+            self._history[slots] = state.kind.flat(state.law_width, self._history.device)
+
     def drafts(self, init: str, ranks: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens int64 [B, K] and their laws [B, K, V]. ranks: int64 [B, K]; u: [B, K]."""
         newest = self._state.length - 1
@@ -128,7 +134,8 @@ class SpatialDrafter(PositionDrafter):
         return torch.where((source == 0) | (depth >= trees.deepest_fork), depth, other)
 
     def admit(self, slots: Tensor) -> None:
-        """Nothing to forget: only laws behind the committed tokens are read."""
+        """See `Drafter.admit`."""
+        self._neighbours.admit(slots)
 
     def candidates(self, tree: Tree, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `PositionDrafter.candidates`."""
@@ -172,6 +179,7 @@ class JacobiDrafter(PositionDrafter):
     def admit(self, slots: Tensor) -> None:
         """Drafts the first trunk of newly admitted slots."""
         state = self.state
+        self._neighbours.admit(slots)
         ranks = state.length[:, None] + torch.arange(self.trees.deepest, device=slots.device)
         attempt = torch.full_like(ranks, _ATTEMPT_OF_ADMISSION)
         u = uniforms(state.seed[:, None], ranks, attempt)[0]
@@ -219,7 +227,8 @@ class JacobiDrafter(PositionDrafter):
             tokens[:, sure:-1] = torch.where(found, tokens[:, sure:-1], old_tokens)
             laws[:, sure:-1] = torch.where(found[..., None], laws[:, sure:-1], old_laws)
         there = predicted | (depth < len(depth))
-        self._shift(tokens, laws, there, outcome.verdict.run, enter)
+        moved = self.state.length - outcome.first - 1
+        self._shift(tokens, laws, there, moved, enter)
 
     def _couple(self, p: CategoricalLaw, ranks: Tensor, keep: Tensor, redraw: Tensor) -> Tensor:
         """New drafts int64 [B, D] from [B, D] laws of `ranks`; keep, redraw: [B, D] in (0, 1)."""
@@ -244,19 +253,20 @@ class JacobiDrafter(PositionDrafter):
             columns.scatter_(1, tree.depth.gather(1, current), current)
         return columns
 
-    def _shift(self, tokens: Tensor, laws: Tensor, there: Tensor, run: Tensor, u: Tensor) -> None:
+    def _shift(self, tokens: Tensor, laws: Tensor, there: Tensor, moved: Tensor, u: Tensor) -> None:
         """Moves the trunk behind the committed tokens and drafts what enters it.
 
         Args:
             tokens: int64 [B, D], for the ranks that the depths 1, 2, ... of this pass predict.
             laws: [B, D, V], their laws.
             there: bool [B, D], whether there is such a draft.
-            run: int64 [B], drafts kept by this pass.
+            moved: int64 [B], ranks from the one that depth 0 of this pass predicts to the last that
+                is done with: the drafts kept, and what no pass draws behind them.
             u: [B, D] in (0, 1), for the drafts that enter.
         """
         deepest = self.trees.deepest
         offsets = torch.arange(deepest, device=u.device)
-        source = run[:, None] + offsets
+        source = moved[:, None] + offsets
         index = source.clamp(max=deepest - 1)
         stays = (source < deepest) & there.gather(1, index)
         ranks = self.state.length[:, None] + offsets
