@@ -214,4 +214,4 @@ def test_a_method_refuses_what_it_cannot_serve():
     with pytest.raises(
         ValueError, match="needs a model whose laws tell a table of all tokens, the"
     ):
-        TreeDecoding().check(Cast(ToyBitModel(), layout))
+        HybridDecoding().check(Cast(ToyBitModel(), layout))

@@ -41,7 +41,7 @@ class Neighbours:
             self._history = torch.zeros(shape, device=state.tokens.device)
 
     def admit(self, slots: Tensor) -> None:
-        """Forgets the laws of earlier pictures: no pass predicts what is given. slots: int64 [b]."""
+        """Forgets the laws of other pictures: no pass predicts what is given. slots: int64 [b]."""
         if self._history is not None:
             state = self._state
             self._history[slots] = state.kind.flat(state.law_width, self._history.device)
@@ -227,7 +227,7 @@ class JacobiDrafter(PositionDrafter):
             tokens[:, sure:-1] = torch.where(found, tokens[:, sure:-1], old_tokens)
             laws[:, sure:-1] = torch.where(found[..., None], laws[:, sure:-1], old_laws)
         there = predicted | (depth < len(depth))
-        moved = self.state.length - outcome.first - 1
+        moved = (self.state.length - outcome.first - 1).clamp(min=0)  # an idle slot stands still
         self._shift(tokens, laws, there, moved, enter)
 
     def _couple(self, p: CategoricalLaw, ranks: Tensor, keep: Tensor, redraw: Tensor) -> Tensor:
