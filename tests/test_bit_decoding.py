@@ -74,12 +74,11 @@ def run(method: Decoding, case: Case, pictures: int = PICTURES) -> float:
     options = (case.guidance, case.temperature)
     forced = None
     if case.forced:
-        forced = torch.full((layout.length,), -1)
         bits = torch.full((1, layout.length, case.bits), -1)
         for rank, token in case.forced:
-            forced[rank] = token
             bits[0, rank] = (token >> torch.arange(case.bits - 1, -1, -1)) & 1
         layout = layout.with_forced(bits.expand(pictures, -1, -1))
+        forced = bits[0]
     sampling = Sampling.create(list(range(pictures)), *options)
     condition = model.condition([0] * pictures, guided=case.guidance != 1)
     tokens, _ = decode_all(method, Cast(model, layout), condition, sampling)

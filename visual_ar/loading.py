@@ -1,7 +1,9 @@
 """Finds a saved pipeline by name and checks its files, before anything is built from them.
 
 A folder may also hold only what is added to the model of another pipeline, its base, and it may
-name another pipeline that holds a component for both.
+name another pipeline that holds a component for both. It says which weights it means by their
+fingerprint, a text, or a list of texts where each is right. Weights that were stored anew, in
+8 bits, answer to the fingerprints that their folder says they replace.
 
 Only safetensors and JSON are read. Knows the file layout of diffusers; knows no family.
 """
@@ -34,7 +36,8 @@ from visual_ar.assets import bundled
 
 INDEX = "model_index.json"
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
-SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprint of its weights]
+SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprints of its weights]
+STANDS_FOR = "_stands_for"  # component -> {fingerprint of its weights: fingerprints they replace}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # never pickles, never code
 
@@ -120,12 +123,12 @@ class Shared(NamedTuple):
 
     Attributes:
         base: name of that pipeline.
-        fingerprint: of the component's weights.
+        fingerprints: of weights that the component may have.
         component: its class.
     """
 
     base: str
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     component: Any
 
     def load(self, folder: Path, dtype: torch.dtype | None) -> Any:
@@ -135,7 +138,7 @@ class Shared(NamedTuple):
             ValueError: it has other weights there, or its files are damaged.
         """
         _check_weights(folder, self.component)
-        _check_fingerprint(folder, self.base, self.fingerprint)
+        _check_fingerprint(folder, self.base, self.fingerprints)
         return self.component.from_pretrained(
             folder,
             dtype=dtype,
@@ -157,16 +160,44 @@ def shared(folder: Path) -> dict[str, Shared]:
         raise ValueError(f"{SHARED} in {path} must name components, got {entries!r}")
     found = {}
     for name, entry in entries.items():
-        kind = index.get(name)
-        texts = [*entry, *kind] if isinstance(entry, list) and isinstance(kind, list) else []
-        if len(texts) != 4 or not all(isinstance(text, str) for text in texts):
+        base, weights = entry if isinstance(entry, list) and len(entry) == 2 else ("", "")
+        kind = _texts(index.get(name))
+        if not isinstance(base, str) or not _texts(weights) or len(kind) != 2:
             raise ValueError(
                 f"{SHARED} in {path} must give a pipeline and a fingerprint for a component, "
                 f"got {entry!r} for {name!r}"
             )
-        base, weights, module, class_name = texts
-        found[name] = Shared(base, weights, _component(folder, name, module, class_name))
+        found[name] = Shared(base, _texts(weights), _component(folder, name, *kind))
     return found
+
+
+def holder(base: str, name: str, token: str | None, offline: bool) -> Path:
+    """The folder of a component of a pipeline, which may be that of a third one, and so on.
+
+    Args:
+        base: name of the pipeline.
+        name: of the component.
+        token: as for `find`.
+        offline: as for `find`.
+
+    Raises:
+        ValueError: the pipelines name each other in a circle.
+        OSError: one of them is not found.
+    """
+    passed: list[str] = []
+    while base not in passed:
+        passed.append(base)
+        folder = find(base, None, token, offline)
+        path = folder / INDEX
+        index = _read_json(path, "") if path.is_file() else {}
+        elsewhere = shared(folder) if index else {}
+        if name in elsewhere:
+            base = elsewhere[name].base
+        elif BASE in index and not (folder / name).is_dir():
+            base = str(index[BASE])
+        else:
+            return folder / name
+    raise ValueError(f"{name} must be held by a pipeline, got a circle: {', '.join(passed)}")
 
 
 class Delta(NamedTuple):
@@ -174,7 +205,7 @@ class Delta(NamedTuple):
 
     Attributes:
         base: name of that pipeline.
-        fingerprint: of its model.
+        fingerprints: of the models that it may have.
         model_class: has `from_base`, which builds the model from the other one and `options`.
         options: arguments of the model.
         parameters: that are added.
@@ -182,7 +213,7 @@ class Delta(NamedTuple):
     """
 
     base: str
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     model_class: Any
     options: dict[str, Any]
     parameters: dict[str, Tensor]
@@ -211,11 +242,17 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     index = _read_json(path, "")
     if BASE not in index:
         return None
-    expected = {"_class_name": pipeline, BASE: str, BASE_SHA256: str, "model": list}
-    for key, value in (expected | {"scheduler": list}).items():
+    expected = {"_class_name": pipeline, BASE: str, "model": list, "scheduler": list}
+    for key, value in expected.items():
         found = index.get(key)
         if found != value and not (isinstance(value, type) and isinstance(found, value)):
             raise ValueError(f"{key} in {path} must be {value}, got {found!r}")
+    weights = _texts(index.get(BASE_SHA256))
+    if not weights:
+        raise ValueError(
+            f"{BASE_SHA256} in {path} must be a text or a list of texts, "
+            f"got {index.get(BASE_SHA256)!r}"
+        )
     model_class = _component(folder, "model", *index["model"])
     prefix = getattr(model_class, "delta_prefix", None)
     if prefix is None:
@@ -225,7 +262,7 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     settings = folder / "scheduler" / scheduler.config_name
     return Delta(
         index[BASE],
-        index[BASE_SHA256],
+        weights,
         model_class,
         _read_json(folder / "model" / "config.json", ""),
         eight_bit.restore(load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME)),
@@ -243,18 +280,46 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def answers_to(folder: Path) -> tuple[str, ...]:
+    """The fingerprint of the weights in a component's folder, then those of what they replace.
+
+    Raises:
+        ValueError: the index of the pipeline does not say what they replace as it must.
+    """
+    own = fingerprint(folder)
+    path = folder.parent / INDEX
+    replaced = (_read_json(path, "") if path.is_file() else {}).get(STANDS_FOR, {})
+    # By the weights' own fingerprint, so that other weights in their place stand for nothing.
+    by_weights = replaced.get(folder.name, {}) if isinstance(replaced, dict) else None
+    if not isinstance(by_weights, dict) or not all(map(_texts, by_weights.values())):
+        raise ValueError(
+            f"{STANDS_FOR} in {path} must give fingerprints for those of a component, "
+            f"got {replaced!r}"
+        )
+    return (own, *_texts(by_weights.get(own)))
+
+
 def check_base(delta: Delta, folder: Path) -> None:
     """Raises ValueError unless the pipeline in `folder` has the weights that `delta` adds to."""
-    _check_fingerprint(folder / "model", delta.base, delta.fingerprint)
+    _check_fingerprint(folder / "model", delta.base, delta.fingerprints)
 
 
-def _check_fingerprint(folder: Path, base: str, expected: str) -> None:
-    found = fingerprint(folder)
-    if found != expected:
+def _check_fingerprint(folder: Path, base: str, expected: tuple[str, ...]) -> None:
+    found = answers_to(folder)
+    if not set(found) & set(expected):
+        wanted = " or ".join(text[:12] for text in expected)
         raise ValueError(
             f"the {folder.name} of {base!r} must have the weights that this one was trained with, "
-            f"of fingerprint {expected[:12]}, got {found[:12]}; train its recipe again"
+            f"of fingerprint {wanted}, got {found[0][:12]}; train its recipe again"
         )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A text as the only one, a list of texts as it is, and nothing of what is neither."""
+    if isinstance(value, str):
+        return (value,) if value else ()
+    whole = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return tuple(value) if whole else ()
 
 
 def _read_json(path: Path, rule: str) -> dict[str, Any]:
@@ -267,6 +332,12 @@ def _read_json(path: Path, rule: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def component(folder: Path, name: str) -> Any:
+    """The class of a component that a saved pipeline names."""
+    index = _read_json(folder / INDEX, f"a model folder must hold {INDEX}")
+    return _component(folder, name, *index[name])
 
 
 def _component(folder: Path, name: str, module: str, class_name: str) -> Any:

@@ -141,9 +141,9 @@ class VisualARPipeline(DiffusionPipeline):
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
                 What only adds to another pipeline, or shares a component of it, finds that one.
             dtype: of the weights; by default float32.
-            revision: branch, tag or commit on the hub.
-            token: for hub repositories that are not public.
-            local_files_only: use only what the hub's cache holds.
+            revision: branch, tag or commit on the hub, of this pipeline alone.
+            token: for hub repositories that are not public, those it finds included.
+            local_files_only: use only what the hub's cache holds, for those it finds too.
 
         Raises:
             FileNotFoundError: nothing of that name.
@@ -155,15 +155,13 @@ class VisualARPipeline(DiffusionPipeline):
         if delta is not None:
             base = loading.find(delta.base, None, token, local_files_only)
             loading.check_base(delta, base)
-            pipe = cls.from_pretrained(base, dtype)
+            pipe = cls.from_pretrained(base, dtype, token=token, local_files_only=local_files_only)
             pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
             named: tuple[Any, ...] = (pipe, pipe.model, pipe.scheduler)
         else:
             loading.check(folder, cls.__name__)
             borrowed = {
-                name: part.load(
-                    loading.find(part.base, None, token, local_files_only) / name, dtype
-                )
+                name: part.load(loading.holder(part.base, name, token, local_files_only), dtype)
                 for name, part in loading.shared(folder).items()
             }
             pipe = super().from_pretrained(

@@ -19,6 +19,8 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from visual_ar.eight_bit import EightBitModel
+
 _WORD = re.compile(r"[^\W_]+")
 _NGRAM_SIZES = (3, 4)
 _LONGEST_WORD = 24  # characters of a word that its n-grams are taken from
@@ -68,7 +70,7 @@ class Words(NamedTuple):
         return Words(*(tensor.to(device) for tensor in self))
 
 
-class TextEncoder(ModelMixin, ConfigMixin):
+class TextEncoder(EightBitModel, ConfigMixin):
     """A small transformer over words; a word is its own embedding plus those of its n-grams.
 
     Hashed character n-grams (Bojanowski et al. 2017) give unseen words and typing errors an

@@ -7,14 +7,17 @@ was made for; knows nothing about acceptance or pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401  (diffusers looks for it here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from visual_ar import eight_bit
 from visual_ar.cache import KVCache
+from visual_ar.eight_bit import EightBitModel
 from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim, rotations_2d
 from visual_ar.models.token_model import TokenModel
 
@@ -22,7 +25,7 @@ _PROBES = 16
 _TOLERANCE = 2.0**-6  # above what rounding to bfloat16 changes
 
 
-class DraftHead(ModelMixin, ConfigMixin):
+class DraftHead(EightBitModel, ConfigMixin):
     """fc over [embedding of token r; hidden state it was predicted from], then a LlamaGen block.
 
     Its result stands for the hidden state of rank r, so that the generator's output head makes of
@@ -98,7 +101,8 @@ class DraftHead(ModelMixin, ConfigMixin):
         if config.made_for is None:
             return
         expected, found = torch.tensor(config.made_for), torch.tensor(fingerprint(model))
-        if not torch.allclose(expected, found, rtol=_TOLERANCE, atol=1e-3):
+        allowed = torch.tensor(_allowances(model)) + _TOLERANCE * found.abs()
+        if not bool(((expected - found).abs() <= allowed).all()):
             raise ValueError(
                 "draft_head must be made for the model it drafts for, got one for other weights "
                 f"of {type(model).__name__}; a recipe of kind draft trains one"
@@ -166,12 +170,21 @@ def fingerprint(model: nn.Module) -> list[float]:
 
     A model that adds something to another (`delta_prefix`) has the other's.
     """
+    return [float(row[place]) for row, place in _probes(model)]
+
+
+def _allowances(model: nn.Module) -> list[float]:
+    """How far rounding to 8 bits may move each weight of a `fingerprint`."""
+    return [eight_bit.largest_error(row) for row, _ in _probes(model)]
+
+
+def _probes(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """The weights of a `fingerprint`: the row that each one is in, and its place there."""
     added = getattr(model, "delta_prefix", None)
     named = sorted(model.named_parameters(), key=lambda pair: pair[0])
     own = [parameter for name, parameter in named if added is None or not name.startswith(added)]
     matrices = [parameter for parameter in own if parameter.ndim > 1]
-    values = []
     for probe in range(_PROBES):
-        weight = matrices[probe * len(matrices) // _PROBES].detach().flatten()
-        values.append(float(weight[len(weight) * (probe + 1) // (_PROBES + 1)]))
-    return values
+        rows = matrices[probe * len(matrices) // _PROBES].detach().flatten(1)
+        index = rows.numel() * (probe + 1) // (_PROBES + 1)
+        yield rows[index // rows.shape[1]], index % rows.shape[1]

@@ -19,6 +19,7 @@ from visual_ar import eight_bit, loading
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
+from visual_ar.eight_bit import EightBitModel
 from visual_ar.models.bitwise import SubcodeLlamaGen
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
@@ -156,26 +157,26 @@ def share(folder: Path, name: str, base: str) -> None:
         base: name of the other pipeline, by which it will be found.
 
     Raises:
-        ValueError: the two components differ.
+        ValueError: the two components differ by more than that the other is stored in 8 bits.
         FileNotFoundError: there is no such pipeline.
     """
-    theirs = loading.find(base, None, None, offline=True) / name
-    own, other = (loading.fingerprint(path) for path in (folder / name, theirs))
-    if own != other or not (folder / name).is_dir():
-        raise ValueError(f"{name} must have the weights of {base!r}, {other[:12]}, got {own[:12]}")
-    index = json.loads((folder / loading.INDEX).read_text())
-    index[loading.SHARED] = index.get(loading.SHARED, {}) | {name: [base, own]}
-    beside = folder / f"{loading.INDEX}.part"
-    beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    os.replace(beside, folder / loading.INDEX)
+    theirs = loading.answers_to(loading.holder(base, name, None, offline=True))
+    own = loading.fingerprint(folder / name)
+    if own not in theirs or not (folder / name).is_dir():
+        other = theirs[0][:12]
+        raise ValueError(f"{name} must have the weights of {base!r}, {other}, got {own[:12]}")
+    either = own if own == theirs[0] else [theirs[0], own]
+    index = _read_index(folder)
+    index[loading.SHARED] = index.get(loading.SHARED, {}) | {name: [base, either]}
+    _write_index(folder, index)
     shutil.rmtree(folder / name)
 
 
 def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = None) -> None:
     """Makes the small folder that is bundled of a trained pipeline, or of what one adds.
 
-    Generator and tokenizer are stored in 8 bits, and what the pipeline `base` holds too is not
-    stored again.
+    All weights are stored in 8 bits, and what the pipeline `base` holds too is not stored again.
+    What was made for the weights as they were trained also accepts those in 8 bits.
 
     Args:
         trained: folder `pipeline` or `delta` of a run; not changed.
@@ -195,13 +196,35 @@ def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = N
         shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
     for name in ("text_encoder", "image_tokenizer"):
         if base and (beside / name).is_dir():
-            theirs = loading.find(base, None, None, offline=True) / name
-            if loading.fingerprint(beside / name) == loading.fingerprint(theirs):
+            theirs = loading.answers_to(loading.holder(base, name, None, offline=True))
+            if loading.fingerprint(beside / name) in theirs:
                 share(beside, name, base)
-    for name in ("model", "image_tokenizer"):
-        if (beside / name).is_dir():
-            eight_bit.rewrite(beside / name)
+    for path in sorted(beside.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")):
+        if issubclass(loading.component(beside, path.parent.name), EightBitModel):
+            _store_in_8_bits(beside, path.parent.name)
     _replace(beside, output)
+
+
+def _store_in_8_bits(folder: Path, name: str) -> None:
+    """Stores a component of a saved pipeline anew, and notes which weights it stands for."""
+    replaced = loading.answers_to(folder / name)
+    eight_bit.rewrite(folder / name)
+    found = loading.fingerprint(folder / name)
+    if found in replaced:
+        return
+    index = _read_index(folder)
+    index[loading.STANDS_FOR] = index.get(loading.STANDS_FOR, {}) | {name: {found: list(replaced)}}
+    _write_index(folder, index)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / loading.INDEX).read_text()))
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    beside = folder / f"{loading.INDEX}.part"
+    beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    os.replace(beside, folder / loading.INDEX)
 
 
 def _check_same_encoder(ours: Path, theirs: Path) -> None:
