@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from visual_ar import eight_bit, loading
+from visual_ar.cli.info import parameters
 from visual_ar.pipeline import VisualARPipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -68,6 +69,11 @@ def test_a_fingerprint_is_that_of_the_restored_weights(folder, tmp_path):
     before = loading.fingerprint(folder / "model")
     save_file(eight_bit.restore(load_file(path)), path, metadata={"format": "pt"})
     assert loading.fingerprint(folder / "model") == before
+
+
+def test_scales_are_not_counted_as_parameters(folder, tiny_pipeline):
+    expected = sum(weight.numel() for weight in tiny_pipeline.model.parameters())
+    assert parameters(folder / "model") == expected
 
 
 @pytest.mark.parametrize("change", ["missing", "short"])

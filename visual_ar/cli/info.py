@@ -111,6 +111,8 @@ def _is_component(value: Any) -> bool:
 def parameters(component: Path) -> int:
     """Returns the number of weights of a component, from the headers of its files.
 
+    The scales of weights in 8 bits, named after what they scale, are none of its weights.
+
     Raises:
         ValueError: a file is damaged.
     """
@@ -122,7 +124,9 @@ def parameters(component: Path) -> int:
     for path in component.glob("*.safetensors"):
         try:
             with safe_open(path, framework="numpy") as file:
-                total += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+                names = set(file.keys())
+                own = [name for name in names if name.rpartition(".")[0] not in names]
+                total += sum(prod(file.get_slice(name).get_shape()) for name in own)
         except SafetensorError as error:
             raise ValueError(f"weights must be a whole safetensors file, {path}: {error}") from None
     return total
