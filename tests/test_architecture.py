@@ -15,7 +15,8 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 }
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
-PLAIN = ("assets", "guidance", "layout", "packed", "png", "sampling", "size", "store", "eight_bit")
+_DATA = ("assets", "guidance", "layout", "packed", "png", "sampling", "size", "store")
+PLAIN = (*_DATA, "eight_bit", "user_errors")
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
@@ -42,11 +43,13 @@ MAY_IMPORT = {
     "conditioning": ("contracts", "request"),
     "rendering": ("contracts", "size", "tokens"),
     "companions": ("conditioning", "contracts"),
-    "loading": ("assets", "eight_bit", "png", "store"),
+    "component_files": ("eight_bit",),
+    "loading": ("assets", "component_files", "eight_bit", "png", "store"),
     "output": (*PARTS, "cast", "loop", "rendering", "request"),
     "method_options": ("accel", "loop", "methods", "rules"),
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "request"),
-    "pipeline": (*SERVING, "method_options"),
+    "drawing_pipeline": SERVING,
+    "pipeline": (*SERVING, "drawing_pipeline"),
     "conversion": (*PARTS, "models", "tokenizers", "pipeline", "loading", "text_encoder"),
     "job": ("request", "output", "sampling"),
     "lanes": (*SERVING, "job", "pipeline"),

@@ -204,8 +204,7 @@ def stranger(monkeypatch):
     module = ModuleType("visual_ar.accel.stranger")
     module.Stranger = Stranger
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(accel.CLASSES, "Stranger", "stranger")
-    monkeypatch.setitem(accel.METHODS, "stranger", "Stranger")
+    monkeypatch.setitem(accel.METHODS, "stranger", "stranger:Stranger")
     return Stranger
 
 

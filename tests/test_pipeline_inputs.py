@@ -38,7 +38,7 @@ BAD_CALLS = {
     "both": (CLASS | {"seeds": 1, "generator": torch.Generator()}, r"generator must be left out"),
     "height": (CLASS | {"height": 16}, r"height and width must be a size .*, got 16x8"),
     "height kind": (CLASS | {"height": "8"}, r"height must be a whole number .*got '8'"),
-    "odd width": (CLASS | {"width": 9}, r"height and width must be a size .*, got 8x9"),
+    "odd width": (CLASS | {"width": 9}, r"width must be a positive multiple of 2, got 9"),
     "output": (CLASS | {"output_type": "jpg"}, r"output_type must be one of pil.*, got 'jpg'"),
     "mask alone": (CLASS | {"mask": UPPER}, r"image must be given together with mask"),
     "image alone": (CLASS | {"image": PICTURE}, r"mask must be given together with image"),

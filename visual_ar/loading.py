@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import ModelMixin
 from diffusers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
     SAFETENSORS_WEIGHTS_NAME,
     is_accelerate_available,
 )
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from visual_ar import eight_bit
 from visual_ar.assets import bundled
+from visual_ar.component_files import check_weights, read_json
 
 INDEX = "model_index.json"
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
@@ -101,7 +98,7 @@ def check(folder: Path, pipeline: str) -> None:
     Raises:
         ValueError: the folder holds no such pipeline, or a file of it is damaged.
     """
-    index = _read_json(folder / INDEX, f"a model folder must hold {INDEX}")
+    index = read_json(folder / INDEX, f"a model folder must hold {INDEX}")
     if index.get("_class_name") != pipeline:
         raise ValueError(
             f"{folder / INDEX} must describe a {pipeline}, got {index.get('_class_name')!r}"
@@ -115,7 +112,7 @@ def check(folder: Path, pipeline: str) -> None:
                 raise ValueError(f"the model folder {str(folder)!r} must hold a folder {name}")
             component = _component(folder, name, *entry)
             if issubclass(component, ModelMixin):
-                _check_weights(folder / name, component)
+                check_weights(folder / name, component)
 
 
 class Shared(NamedTuple):
@@ -137,7 +134,7 @@ class Shared(NamedTuple):
         Raises:
             ValueError: it has other weights there, or its files are damaged.
         """
-        _check_weights(folder, self.component)
+        check_weights(folder, self.component)
         _check_fingerprint(folder, self.base, self.fingerprints)
         return self.component.from_pretrained(
             folder,
@@ -154,7 +151,7 @@ def shared(folder: Path) -> dict[str, Shared]:
         ValueError: the index does not say where they are.
     """
     path = folder / INDEX
-    index = _read_json(path, f"a model folder must hold {INDEX}")
+    index = read_json(path, f"a model folder must hold {INDEX}")
     entries = index.get(SHARED, {})
     if not isinstance(entries, dict):
         raise ValueError(f"{SHARED} in {path} must name components, got {entries!r}")
@@ -189,7 +186,7 @@ def holder(base: str, name: str, token: str | None, offline: bool) -> Path:
         passed.append(base)
         folder = find(base, None, token, offline)
         path = folder / INDEX
-        index = _read_json(path, "") if path.is_file() else {}
+        index = read_json(path, "") if path.is_file() else {}
         elsewhere = shared(folder) if index else {}
         if name in elsewhere:
             base = elsewhere[name].base
@@ -239,7 +236,7 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     path = folder / INDEX
     if not path.is_file():
         return None
-    index = _read_json(path, "")
+    index = read_json(path, "")
     if BASE not in index:
         return None
     expected = {"_class_name": pipeline, BASE: str, "model": list, "scheduler": list}
@@ -257,16 +254,16 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     prefix = getattr(model_class, "delta_prefix", None)
     if prefix is None:
         raise ValueError(f"model in {path} must be a class that adds to another, got {model_class}")
-    _check_weights(folder / "model", model_class, prefix)
+    check_weights(folder / "model", model_class, prefix)
     scheduler = _component(folder, "scheduler", *index["scheduler"])
     settings = folder / "scheduler" / scheduler.config_name
     return Delta(
         index[BASE],
         weights,
         model_class,
-        _read_json(folder / "model" / "config.json", ""),
+        read_json(folder / "model" / "config.json", ""),
         eight_bit.restore(load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME)),
-        scheduler.from_config(_read_json(settings, f"{settings.parent} must hold {settings.name}")),
+        scheduler.from_config(read_json(settings, f"{settings.parent} must hold {settings.name}")),
     )
 
 
@@ -288,7 +285,7 @@ def answers_to(folder: Path) -> tuple[str, ...]:
     """
     own = fingerprint(folder)
     path = folder.parent / INDEX
-    replaced = (_read_json(path, "") if path.is_file() else {}).get(STANDS_FOR, {})
+    replaced = (read_json(path, "") if path.is_file() else {}).get(STANDS_FOR, {})
     # By the weights' own fingerprint, so that other weights in their place stand for nothing.
     by_weights = replaced.get(folder.name, {}) if isinstance(replaced, dict) else None
     if not isinstance(by_weights, dict) or not all(map(_texts, by_weights.values())):
@@ -322,21 +319,9 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value) if whole else ()
 
 
-def _read_json(path: Path, rule: str) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{rule}, got {str(path.parent)!r} without it") from None
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document
-
-
 def component(folder: Path, name: str) -> Any:
     """The class of a component that a saved pipeline names."""
-    index = _read_json(folder / INDEX, f"a model folder must hold {INDEX}")
+    index = read_json(folder / INDEX, f"a model folder must hold {INDEX}")
     return _component(folder, name, *index[name])
 
 
@@ -353,56 +338,3 @@ def _component(folder: Path, name: str, module: str, class_name: str) -> Any:
             f"got {class_name!r} of {module!r}"
         )
     return found
-
-
-def _check_weights(folder: Path, component: Any, prefix: str = "") -> None:
-    """Compares the shapes in the headers of the weight files with those of an empty model.
-
-    Args:
-        folder: of the component.
-        component: its class.
-        prefix: of the parameters that the files must hold.
-    """
-    config = folder / "config.json"
-    options = _read_json(config, f"{folder.name} must hold config.json")
-    try:
-        with torch.device("meta"):
-            empty = component.from_config(options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{config} must describe a {component.__name__}: {error}") from None
-    state = empty.state_dict()
-    expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
-    found = dict(_shapes(folder))
-    for key, shape in expected.items():
-        if found.get(key + eight_bit.SCALE) == shape[:1]:
-            del found[key + eight_bit.SCALE]
-    for key, shape in expected.items():
-        if key not in found:
-            raise ValueError(f"the weights in {str(folder)!r} lack the parameter {key}")
-        if found[key] != shape:
-            raise ValueError(
-                f"{key} must have shape {shape} in the weights in {str(folder)!r}, got {found[key]}"
-            )
-    for key in found:
-        if key not in expected:
-            raise ValueError(f"the weights in {str(folder)!r} have an unknown parameter {key}")
-
-
-def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of all weights of a component, in one file or in shards."""
-    index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFETENSORS_WEIGHTS_NAME
-    files = [single]
-    if index.exists():
-        shards = _read_json(index, "weights in shards need their index").get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"{index} must hold a weight_map, got none")
-        files = [folder / shard for shard in sorted(set(shards.values()))]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{str(folder)!r} must hold {file.name}, got no such file")
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118  (not a mapping)
-                    yield key, weights.get_slice(key).get_shape()
-        except SafetensorError as error:
-            raise ValueError(f"{file} must be a whole safetensors file: {error}") from None

@@ -173,9 +173,8 @@ def parse_method(text: str, shipped: Decoding | None = None) -> Decoding:
 
 def name_of(method: Decoding) -> str | None:
     """The name of a method's class, or None when it is not registered."""
-    return next(
-        (key for key, value in accel.METHODS.items() if value == type(method).__name__), None
-    )
+    classes = {home.partition(":")[2]: name for name, home in accel.METHODS.items()}
+    return classes.get(type(method).__name__)
 
 
 def entries(method: Decoding) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pipeline: checks what is asked, conditions, decodes, draws; knows not how methods accept.
+"""The pipeline: its components, and what is asked of it; knows not how pictures are drawn.
 
 Follows the conventions of diffusers pipelines (arguments, callbacks, saving, swapping components).
 """
@@ -6,29 +6,21 @@ Follows the conventions of diffusers pipelines (arguments, callbacks, saving, sw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
 from visual_ar import loading
 from visual_ar.accel.loop.contract import Decoding
-from visual_ar.accel.loop.host_copy import HostCopy
-from visual_ar.cast import Cast
 from visual_ar.companions import Companion, check_drafter
-from visual_ar.conditioning.choose import conditioner_of
-from visual_ar.conditioning.condition import Condition
-from visual_ar.conditioning.conditioner import Conditioner
-from visual_ar.layout import Layout
+from visual_ar.drawing_pipeline import DrawingPipeline
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
-from visual_ar.output import Preview, Run, Stopwatch, Tally, VisualAROutput
-from visual_ar.rendering import render
+from visual_ar.output import Preview, VisualAROutput
 from visual_ar.request import (
     Asked,
     Prompt,
@@ -37,7 +29,6 @@ from visual_ar.request import (
     check_completion,
     check_names,
     check_output_type,
-    check_whole,
     draw_seeds,
     make_sampling,
 )
@@ -50,7 +41,7 @@ OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p
 Callback = Callable[["VisualARPipeline", int, int, dict[str, Tensor]], Any]
 
 
-class VisualARPipeline(DiffusionPipeline):
+class VisualARPipeline(DrawingPipeline):
     """Draws pictures with a token generator, an image tokenizer and a decoding method.
 
     The method is the component `scheduler`; another one takes its place with
@@ -177,34 +168,6 @@ class VisualARPipeline(DiffusionPipeline):
                 part.register_to_config(_name_or_path=folder.name)
         return pipe
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call in progress was asked to stop, by setting `pipe._interrupt = True`."""
-        return self._interrupt
-
-    @property
-    def size(self) -> Size:
-        """What is drawn by default."""
-        config = self.config
-        return Size(config.height, config.width, config.get("frames"), config.get("length"))
-
-    @property
-    def conditioner(self) -> Conditioner:
-        """What the pictures are conditioned on, and how that is asked for."""
-        device = self._execution_device
-        return conditioner_of(self.model, self.text_encoder, self.config.class_names, device)
-
-    def cast(self, layout: Layout) -> Cast:
-        """Who takes part when this pipeline draws in a decode order."""
-        return Cast(
-            self.model,
-            layout,
-            self.image_tokenizer,
-            self.draft_head,
-            self.draft_model,
-            self.conditioner.prefix_length,
-        )
-
     def check_inputs(self, prompt: Prompt = None, **asked: Unpack[Asked]) -> Request:
         """Checks everything a call is given, before any work.
 
@@ -319,144 +282,8 @@ class VisualARPipeline(DiffusionPipeline):
         self._drafts = drafter
 
     @property
-    def draft_model(self) -> TokenModel | None:
-        """The model that drafts for this pipeline's own, see `draft_with`."""
-        return None if self._drafts is None else self._drafts.model
-
-    @property
     def _companion(self) -> Companion:
         return Companion(self.model, self.image_tokenizer, self.conditioner)
-
-    def encode_condition(self, request: Request, guided: bool | None = None) -> Condition:
-        """The prefix of every picture, and of its unconditional twin when guided.
-
-        Args:
-            request: the pictures.
-            guided: whether there are twins; None is what the request needs.
-        """
-        guided = request.guided if guided is None else guided
-        condition = self._prefix(request, guided)
-        if self._drafts is None:
-            return condition
-        return condition._replace(draft=self._drafts._prefix(request, guided))
-
-    def _prefix(self, request: Request, guided: bool) -> Condition:
-        """The prefixes of this pipeline's own model."""
-        conditioner = self.conditioner
-        for name in conditioner.components:
-            self._onload(name)
-        values, mask = conditioner.features(request.conditions)
-        self._onload("model")
-        return self.model.condition(values, mask, guided=guided)
-
-    def render(
-        self,
-        tokens: Tensor,
-        known: Tensor,
-        grid: tuple[int, ...],
-        output_type: str,
-        seeds: Tensor | None = None,
-    ) -> Any:
-        """Turns tokens into pictures; cells that are not known have the mean code.
-
-        Args:
-            tokens: [B, N, *] in raster order; not read where not known.
-            known: bool [B, N] in raster order.
-            grid: in cells.
-            output_type: see `VisualAROutput`.
-            seeds: int64 [B], of the pictures, for decoders that draw.
-
-        Raises:
-            ValueError: unknown output type.
-        """
-        check_output_type(output_type)
-        if output_type == "latent":
-            self._onload("image_tokenizer")
-        codes = self.model.tokens.readable(tokens)
-        return render(self.image_tokenizer, codes, known, grid, output_type, seeds)
-
-    def _previews(self, request: Request) -> Iterator[Preview]:
-        """The one generator behind `stream` and `__call__`."""
-        try:
-            yield from self._passes(request)
-        finally:
-            self.maybe_free_model_hooks()
-
-    @torch.inference_mode()
-    def _passes(self, request: Request) -> Iterator[Preview]:
-        self._interrupt = False
-        device = self._execution_device
-        watch = Stopwatch(device)
-        with watch.stage("condition"):
-            layout = self._forced(request)
-            condition = self.encode_condition(request)
-        cast = self.cast(layout)
-        with watch.stage("window"):
-            window = self.scheduler.choose_window(cast, condition, request.sampling)
-        run = Run.of(self.scheduler, cast, request, window)
-        steps = self.scheduler.decode(cast, condition, request.sampling, window)
-        tally = Tally.start(len(request.conditions), layout, device)
-        committed = HostCopy(device, 0)
-        draw = partial(self._draw, request, watch)
-        while True:
-            self._onload("model")
-            with watch.stage("decode", wait=False):
-                step = next(steps, None)
-            if step is None:
-                break
-            tally = tally.after(step)
-            committed.push(step.settled.sum())
-            yield Preview(run, step, tally, committed.read(), watch.seconds, draw)
-            if self._interrupt:
-                break
-        with watch.stage("decode"):
-            pass  # waits for what the passes left to the device
-
-    def _draw(
-        self,
-        request: Request,
-        watch: Stopwatch,
-        tokens: Tensor,
-        known: Tensor,
-        output_type: str | None = None,
-    ) -> Any:
-        """Draws tokens, as of `render`, and known bool [B, N], both in raster order."""
-        kind = request.output_type if output_type is None else output_type
-        with watch.stage("detokenise"):
-            shown = tokens if kind != "tokens" else self.model.tokens.hidden(tokens, known)
-            return self.render(shown, known, request.layout.grid, kind, request.sampling.seed)
-
-    def _forced(self, request: Request) -> Layout:
-        """The layout with the tokens of the cells that are kept."""
-        completion = request.completion
-        if completion is None:
-            return request.layout
-        tokenizer = self.image_tokenizer
-        self._onload("image_tokenizer")
-        codes = tokenizer.encode(completion.pixels.to(tokenizer.device, tokenizer.dtype))
-        kept = completion.keep.to(codes.device)
-        forced = self.model.tokens.forced_to(codes, kept)
-        pictures = len(request.conditions)
-        return request.layout.with_forced(forced.expand(pictures, *forced.shape[1:]))
-
-    def _layout(self, size: Size) -> Layout:
-        for name, side in size.named.items():
-            check_whole(name, side, least=1)
-        grid = self.image_tokenizer.grid(size)  # whose errors name the side that is wrong
-        try:
-            return self.model.layout(grid)
-        except ValueError as error:
-            raise ValueError(
-                f"{' and '.join(size.named)} must be a size this model was trained for, "
-                f"got {size}: {error}"
-            ) from None
-
-    def _onload(self, name: str) -> None:
-        """Brings an offloaded component back before it is used outside of its forward."""
-        component = getattr(self, name)
-        hook = getattr(component, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(component)
 
     def _check_components(self) -> None:
         config, model, tokenizer = self.config, self.model, self.image_tokenizer

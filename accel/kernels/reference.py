@@ -88,18 +88,8 @@ def verify(
     Raises:
         ValueError: a wrong dtype, device or shape, or an unknown coupling.
     """
-    check_inputs(
-        conditional,
-        unconditional,
-        sampling,
-        drafts,
-        q,
-        rank,
-        attempt,
-        coupling,
-        forced,
-        numbers,
-    )
+    given = (conditional, unconditional, sampling, drafts, q, rank, attempt)
+    check_inputs(*given, coupling, forced, numbers)
     count = conditional.shape[1] - 1
     ranks = rank[:, None] + torch.arange(count + 1, device=rank.device)
     if numbers is None:

@@ -25,7 +25,7 @@ from visual_ar.evaluation.reconstruction import reconstruction
 from visual_ar.evaluation.result import document
 from visual_ar.evaluation.workload import DEFAULTS, Options, fingerprint, from_pipeline
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.tokens.codes import CategoricalLaw
+from visual_ar.tokens.kind import TABLE
 
 PLAIN = Options(guidance_scale=1.0, temperature=1.0, top_k=0, top_p=1.0)
 DRAWS = 8  # of a law without a table, by which total variation is estimated
@@ -132,7 +132,7 @@ def forced_laws(
 
 def _distance(pipe: VisualARPipeline, p: Any, q: Any, shape: torch.Size) -> Tensor:
     """Total variation of laws of shape [B, N]."""
-    if isinstance(p, CategoricalLaw):
+    if TABLE in pipe.model.tokens.offers:
         return p.distance(q)
     ranks = torch.arange(shape[1], device=pipe.model.device).expand(shape)
     seed = torch.arange(shape[0], device=ranks.device)[:, None]
