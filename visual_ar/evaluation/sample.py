@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from visual_ar.accel import METHODS
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.data.dataset import write_file
 from visual_ar.engine import Engine
@@ -27,6 +26,7 @@ from visual_ar.evaluation.pictures import SUFFIXES, open_pictures
 from visual_ar.evaluation.result import document, versions
 from visual_ar.evaluation.workload import DEFAULTS, Options, fingerprint
 from visual_ar.job import Job, Picture
+from visual_ar.method_options import name_of
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.png import write_png
 from visual_ar.request import Request, check_whole
@@ -224,8 +224,7 @@ def _parse(folder: Path) -> dict[str, Any]:
 
 def _name(method: Decoding) -> str:
     """The command line's name of a method; of one that it does not know, the class's."""
-    own = type(method).__name__
-    return next((name for name, known in METHODS.items() if known == own), own)
+    return name_of(method) or type(method).__name__
 
 
 @torch.inference_mode()
