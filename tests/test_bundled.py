@@ -1,10 +1,13 @@
 """The bundled models: they load, draw what is asked, and fast methods draw from the same law."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from visual_ar import assets
 from visual_ar.accel.draft_head import DraftHeadDecoding
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.hybrid import HybridDecoding
@@ -12,6 +15,7 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.assets import bundled
 from visual_ar.evaluation.frechet import permutation_test
+from visual_ar.loading import fingerprint
 from visual_ar.pipeline import VisualARPipeline
 
 PICTURES = 100
@@ -48,15 +52,24 @@ def features(pipe, method, seed, **options):
 
 def test_the_models_have_cards():
     models = bundled()
-    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10", "cifar10-nar", *BINARY}
+    assert set(models) >= {"emoji", "emoji-nar", "emoji-sjd2", "cifar10", *BINARY}
     for folder in models.values():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert all(word in card for word in ("licence", "seed", "Measured quality", "minutes"))
 
 
 def test_assets_are_small():
-    sizes = [p.stat().st_size for f in bundled().values() for p in f.rglob("*") if p.is_file()]
-    assert max(sizes) < 16e6 and sum(sizes) < 48e6
+    sizes = [path.stat().st_size for path in Path(*assets.__path__).rglob("*") if path.is_file()]
+    assert max(sizes) <= 16e6 and sum(sizes) <= 32e6
+
+
+def test_weights_are_in_8_bits_and_none_are_stored_twice():
+    found = {}
+    for folder in bundled().values():
+        for path in folder.rglob("*.safetensors"):
+            stored = load_file(path).values()
+            assert any(value.dtype == torch.int8 for value in stored)
+            assert found.setdefault(fingerprint(path.parent), path) == path
 
 
 def test_emoji_draws_from_words_it_knows_and_does_not_know(emoji):
