@@ -271,3 +271,31 @@ def test_two_pipelines_may_draft_for_each_other(make_tiny_pipeline):
     other.draft_with(one)
     one.scheduler = HybridDecoding(window=4)
     assert max(one(class_labels="cat", seeds=1).stats.passes) <= 16
+
+
+def test_pipelines_that_share_a_model_draft_with_whom_they_like(
+    make_tiny_pipeline, make_parallel_pipeline
+):
+    """Drawn by turns, each gives the pictures that it gives alone, in its own number of passes."""
+    one = make_tiny_pipeline()
+    other = VisualARPipeline(
+        **one.components, class_names=one.config.class_names, height=8, width=8
+    )
+    other.set_progress_bar_config(disable=True)
+    one.draft_with(make_parallel_pipeline(one))
+    drafter = make_parallel_pipeline(one)
+    with torch.no_grad():
+        for parameter in drafter.model.parameters():
+            parameter.mul_(-1)
+    other.draft_with(drafter)
+    one.scheduler = other.scheduler = HybridDecoding(window=4)
+    assert one.model is other.model and one.draft_model is not other.draft_model
+
+    def draw(pipe, seed):
+        output = pipe(class_labels=["cat", "frog"], seeds=seed, output_type="tokens")
+        return output.tokens.tolist(), output.stats.passes
+
+    alone = [[draw(pipe, seed) for seed in range(4)] for pipe in (one, other)]
+    by_turns = [[draw(one, seed), draw(other, seed)] for seed in range(4)]
+    assert [list(pictures) for pictures in zip(*by_turns, strict=True)] == alone
+    assert alone[0] != alone[1]

@@ -134,3 +134,19 @@ def test_a_text_model_without_encoder_says_so(tiny_text_pipeline):
     tiny_text_pipeline.text_encoder = None
     with pytest.raises(ValueError, match="text_encoder must be given"):
         tiny_text_pipeline("tree")
+
+
+def test_conditioners_that_do_not_fit_the_model_are_refused(make_tiny_pipeline):
+    classes, texts = make_tiny_pipeline(), make_tiny_pipeline(text=True)
+    other = dict(texts.text_encoder.config)
+    narrow = {k: v for k, v in other.items() if not k.startswith("_")} | {"feature_dim": 5}
+    short = narrow | {"feature_dim": other["feature_dim"], "length": other["length"] + 1}
+    build = type(texts.text_encoder)
+    for pipe, encoder, message in (
+        (classes, texts.text_encoder, "text_encoder must be left out for a model of 3 classes"),
+        (texts, build(**narrow), "must give features of the .* numbers that LlamaGen reads, got 5"),
+        (texts, build(**short), "the condition must have .* prefix tokens for LlamaGen, got"),
+    ):
+        parts = {**pipe.components, "text_encoder": encoder}
+        with pytest.raises(ValueError, match=message):
+            VisualARPipeline(**parts, height=8, width=8)

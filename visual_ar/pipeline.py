@@ -300,6 +300,7 @@ class VisualARPipeline(DrawingPipeline):
             )
         if self.draft_head is not None:
             self.draft_head.check(model)
+        self.conditioner.check_model(model)
         layout = self._layout(self.size)
         self.cast(layout)
         options = {key: config[key] for key in OPTIONS}

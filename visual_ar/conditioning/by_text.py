@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.conditioning.conditioner import Conditioner
+from visual_ar.models.token_model import TokenModel
 from visual_ar.request import Labels, Prompt, check_prompts, check_whole
 
 
@@ -64,6 +65,16 @@ class TextConditioner(Conditioner):
         features, mask = self.encoder.encode(texts)
         rows = torch.tensor([texts.index(text) for text in conditions]).to(features.device)
         return features[rows], mask[rows]
+
+    def check_model(self, model: TokenModel) -> None:
+        """See `Conditioner.check_model`: features are as wide as the model's captions."""
+        config = getattr(self.encoder, "config", {})
+        own, read = config.get("feature_dim"), model.config.get("caption_dim")
+        if None not in (own, read) and own != read:
+            raise ValueError(
+                f"text_encoder must give features of the {read} numbers that "
+                f"{type(model).__name__} reads, got {own}"
+            )
 
     def same_as(self, other: Conditioner) -> bool:
         """See `Conditioner.same_as`."""

@@ -21,8 +21,16 @@ def conditioner_of(
         text_encoder: reads prompts, if there is one.
         class_names: one a class, if they have names.
         device: where the model computes.
+
+    Raises:
+        ValueError: a model of classes has a text encoder.
     """
     classes = model.config.get("num_classes")
     if classes is None:
         return TextConditioner(text_encoder)
+    if text_encoder is not None:
+        raise ValueError(
+            f"text_encoder must be left out for a model of {classes} classes, "
+            f"got {type(text_encoder).__name__}"
+        )
     return ClassConditioner(classes, None if class_names is None else tuple(class_names), device)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from visual_ar.models.token_model import TokenModel
 from visual_ar.request import Labels, Prompt
 
 
@@ -69,6 +70,9 @@ class Conditioner(ABC):
     @abstractmethod
     def same_as(self, other: Conditioner) -> bool:
         """Whether another one takes the same conditions."""
+
+    def check_model(self, model: TokenModel) -> None:  # noqa: B027  (most fit any)
+        """Raises ValueError unless the model reads such conditions."""
 
     def asks(self, subjects: Any) -> dict[str, Any]:
         """Arguments of a pipeline's call that ask for one or several subjects."""
