@@ -7,7 +7,6 @@ neighbours. Knows nothing about models, kinds of tokens or decoding methods.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -134,10 +133,6 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     """
     scale = scale[..., None]
     guided = torch.lerp(unconditional, conditional, scale)
-    # A number out of something infinite is none; on a CPU, whose numbers can be read without a
-    # wait, one sum spares six operations, a fiftieth of a pass of `emoji`.
-    if guided.is_cpu and math.isfinite(float(guided.sum())):
-        return guided
     sure, other = conditional.isinf(), unconditional.isinf()
     certain = torch.where(sure | (scale == 1), conditional, unconditional)
     return torch.where(sure | other, certain, guided)
