@@ -51,7 +51,7 @@ class GroupBuffers:
 
     @classmethod
     def of(cls, state: DecodeState) -> GroupBuffers:
-        """Buffers for a state whose window is at least `widest`."""
+        """Buffers for a state whose window is at least as wide as the widest pass."""
         layout, device, prefix = state.layout, state.tokens.device, state.cast.prefix
         ways = layout.sources.shape[1]
         starts, widths = _passes(layout)

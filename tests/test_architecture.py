@@ -15,8 +15,10 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 }
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
-_DATA = ("assets", "guidance", "layout", "packed", "png", "sampling", "size", "store")
-PLAIN = (*_DATA, "eight_bit", "user_errors")
+PLAIN = (
+    *("assets", "eight_bit", "guidance", "layout", "packed", "png", "sampling", "size", "store"),
+    "user_errors",
+)
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
