@@ -35,6 +35,7 @@ from visual_ar.accel.rules.exact import Exact
 from visual_ar.accel.rules.rule import leading_run, redraw
 from visual_ar.cast import Cast
 from visual_ar.models.token_model import DenoisingModel
+from visual_ar.plain_numbers import whole
 from visual_ar.sampling import normal_noise, take_rows, uniforms
 from visual_ar.tokens.codes import CategoricalLaw
 from visual_ar.tokens.kind import TABLE
@@ -87,9 +88,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     @register_to_config
     def __init__(self, window: int | str = 32, steps: int = 8, clean: int = 8) -> None:
         check_window(window)
-        for name, value in (("steps", steps), ("clean", clean)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        self.register_to_config(steps=whole("steps", steps, 1), clean=whole("clean", clean, 1))
 
     def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""

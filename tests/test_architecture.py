@@ -16,8 +16,8 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "eight_bit", "guidance", "layout", "packed", "png", "sampling", "size", "store"),
-    "user_errors",
+    *("assets", "eight_bit", "guidance", "layout", "packed", "plain_numbers", "png", "sampling"),
+    *("size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
@@ -41,14 +41,16 @@ MAY_IMPORT = {
     "loop": (*PARTS, "cast", "rules", "kernels"),
     "drafts": (*PARTS, "cast", "rules", "kernels", "loop"),
     "methods": (*PARTS, "cast", "rules", "kernels", "loop", "drafts"),
-    "request": ("contracts", "guidance", "layout", "sampling", "size", "tokens"),
-    "conditioning": ("contracts", "request"),
+    "request": (
+        *("contracts", "guidance", "layout", "plain_numbers", "sampling", "size", "tokens"),
+    ),
+    "conditioning": ("contracts", "plain_numbers", "request"),
     "rendering": ("contracts", "size", "tokens"),
     "companions": ("conditioning", "contracts"),
     "component_files": ("eight_bit",),
     "loading": ("assets", "component_files", "eight_bit", "png", "store"),
     "output": (*PARTS, "cast", "loop", "rendering", "request"),
-    "method_options": ("accel", "loop", "methods", "rules"),
+    "method_options": ("accel", "loop", "methods", "plain_numbers", "rules"),
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "pipeline", "request"),
     "drawing_pipeline": SERVING,
     "pipeline": (*SERVING, "drawing_pipeline"),

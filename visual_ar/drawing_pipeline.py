@@ -23,7 +23,7 @@ from visual_ar.layout import Layout
 from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, Run, Stopwatch, Tally
 from visual_ar.rendering import render
-from visual_ar.request import Request, check_output_type, check_whole
+from visual_ar.request import Request, check_output_type
 from visual_ar.size import Size
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 
@@ -189,8 +189,6 @@ class DrawingPipeline(DiffusionPipeline):
         return request.layout.with_forced(forced.expand(pictures, *forced.shape[1:]))
 
     def _layout(self, size: Size) -> Layout:
-        for name, side in size.named.items():
-            check_whole(name, side, least=1)
         grid = self.image_tokenizer.grid(size)  # whose errors name the side that is wrong
         try:
             return self.model.layout(grid)

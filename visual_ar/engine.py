@@ -19,7 +19,8 @@ import torch
 from visual_ar.job import Job, Picture
 from visual_ar.lanes import Flight, Lane, Lanes, Slot, key_of
 from visual_ar.pipeline import VisualARPipeline
-from visual_ar.request import Request, check_whole
+from visual_ar.plain_numbers import whole
+from visual_ar.request import Request
 from visual_ar.sampling import Sampling
 
 MEMORY = 4 * 2**30
@@ -91,9 +92,8 @@ class Engine:
     def __init__(
         self, pipe: VisualARPipeline, slots: int = 8, queue: int = 64, memory: int = MEMORY
     ) -> None:
-        check_whole("slots", slots, least=1)
-        check_whole("queue", queue, least=0)
-        check_whole("memory", memory, least=1)
+        slots, queue = whole("slots", slots, least=1), whole("queue", queue, least=0)
+        memory = whole("memory", memory, least=1)
         if any(hasattr(part, "_hf_hook") for part in pipe.components.values()):
             raise ValueError("pipe must be without offloading to serve from slots, got hooks on it")
         self._pipe = pipe
@@ -151,7 +151,7 @@ class Engine:
             QueueFull: there is no room for all of them.
             EngineClosed: the engine takes no more.
         """
-        check_whole("previews", previews, least=0)
+        previews = whole("previews", previews, least=0)
         if request.completion is not None:
             raise ValueError("image must be left out, slots complete no pictures, got one")
         jobs = [Job(part, previews) for part in _parts(request)]

@@ -19,6 +19,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from visual_ar import accel
+from visual_ar.plain_numbers import plain, shown
 
 if TYPE_CHECKING:
     from visual_ar.accel.loop.contract import Decoding
@@ -60,6 +61,7 @@ class Option:
         """
         if isinstance(value, str):
             return self._of_text(value.strip())
+        value = plain(value)
         # A bool is an int to Python, but nobody means the number by it.
         if type(value) in self.kinds or (type(value) is int and float in self.kinds):
             return value
@@ -85,7 +87,7 @@ class Option:
 
     def _refusal(self, value: Any) -> ValueError:
         rule = " or ".join(_KINDS[kind] for kind in _KINDS if kind in self.kinds)
-        return ValueError(f"{self.name} must be {rule}, got {value!r}")
+        return ValueError(f"{self.name} must be {rule}, got {shown(value)}")
 
 
 def options(method: str) -> dict[str, Option]:

@@ -21,6 +21,7 @@ from visual_ar.drawing_pipeline import DrawingPipeline
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, VisualAROutput
+from visual_ar.plain_numbers import real, whole
 from visual_ar.request import (
     Asked,
     Prompt,
@@ -103,15 +104,15 @@ class VisualARPipeline(DrawingPipeline):
         )
         self.register_to_config(
             class_names=class_names,
-            height=height,
-            width=width,
-            guidance_scale=guidance_scale,
+            height=whole("height", height, 1),
+            width=whole("width", width, 1),
+            guidance_scale=real("guidance_scale", guidance_scale),
             guidance_schedule=guidance_schedule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            frames=frames,
-            length=length,
+            temperature=real("temperature", temperature),
+            top_k=whole("top_k", top_k, 0),
+            top_p=real("top_p", top_p),
+            frames=None if frames is None else whole("frames", frames, 1),
+            length=None if length is None else whole("length", length, 1),
         )
         self._interrupt = False
         self._drafts: VisualARPipeline | None = None
@@ -189,7 +190,9 @@ class VisualARPipeline(DrawingPipeline):
             prompt, asked.get("class_labels"), asked.get("num_images_per_prompt", 1)
         )
         given: dict[str, Any] = {name: asked.get(name) for name in Size._fields}
-        size = self.size._replace(**{k: side for k, side in given.items() if side is not None})
+        size = self.size._replace(
+            **{name: whole(name, side, 1) for name, side in given.items() if side is not None}
+        )
         layout = self._layout(size)
         self.scheduler.check(self.cast(layout))
         completion = check_completion(

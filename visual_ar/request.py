@@ -18,19 +18,24 @@ from torch import Tensor
 
 from visual_ar.guidance import guidance_by_rank
 from visual_ar.layout import Layout
+from visual_ar.plain_numbers import listed, real, several, shown, whole
 from visual_ar.sampling import Sampling
 from visual_ar.size import Size
 
 Prompt = str | Sequence[str] | None
-Labels = int | str | Sequence[int | str] | None
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor | None
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "tokens")
 _NAMES = 20  # so many names fit into an error message
+_DIGITS = 18  # of a class number given as text
 _SEEDS = 2**53  # drawn seeds stay below it, so that every JSON reader keeps them exact
 
 
 class Asked(TypedDict, total=False):
     """What a pipeline's call may be given beside the prompt, the one list of it.
+
+    Numbers may be Python's or NumPy's, or 0-d arrays or tensors; lists of numbers may be sequences,
+    1-d arrays or 1-d tensors.
 
     Attributes:
         class_labels: names or numbers of classes, for class-conditional models.
@@ -61,7 +66,7 @@ class Asked(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     generator: torch.Generator | Sequence[torch.Generator] | None
-    seeds: int | Sequence[int] | None
+    seeds: int | Sequence[int] | np.ndarray | Tensor | None
     height: int | None
     width: int | None
     frames: int | None
@@ -141,12 +146,6 @@ def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
             )
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raises ValueError unless an option is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
 def make_sampling(
     seeds: list[int],
     length: int,
@@ -170,14 +169,12 @@ def make_sampling(
     Raises:
         ValueError: an option outside its range.
     """
-    numbers = {"guidance_scale": guidance_scale, "temperature": temperature, "top_p": top_p}
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"{name} must be a number, got {value!r}")
-    check_whole("top_k", top_k, least=0)
-    Sampling.create([0], guidance_scale)  # named as the user gave it, not rank by rank
-    scales = guidance_by_rank(guidance_scale, guidance_schedule, length)
-    return Sampling.create(seeds, scales, temperature, top_k, top_p)
+    scale = real("guidance_scale", guidance_scale)
+    heat, share = real("temperature", temperature), real("top_p", top_p)
+    best = whole("top_k", top_k, least=0)
+    Sampling.create([0], scale)  # named as the user gave it, not rank by rank
+    scales = guidance_by_rank(scale, guidance_schedule, length)
+    return Sampling.create(seeds, scales, heat, best, share)
 
 
 def check_prompts(prompt: Prompt) -> list[str]:
@@ -186,7 +183,7 @@ def check_prompts(prompt: Prompt) -> list[str]:
     Raises:
         ValueError: there is none, or one is empty, no text, or holds half of a surrogate pair.
     """
-    prompts = _listed(prompt)
+    prompts = listed(prompt)
     if not prompts:
         raise ValueError(f"prompt must be given for this text-conditional model, got {prompt!r}")
     for text in prompts:
@@ -194,7 +191,7 @@ def check_prompts(prompt: Prompt) -> list[str]:
             raise ValueError(f"prompt must be text that is not empty, got {text!r}")
         if not _encodable(text):  # no recipe could hold it once the picture is drawn
             raise ValueError(f"prompt must be text in Unicode, got {text!r}")
-    return prompts
+    return [str(text) for text in prompts]  # without NumPy's own type of text
 
 
 def _encodable(text: str) -> bool:
@@ -217,35 +214,27 @@ def check_labels(class_labels: Labels, count: int, names: Sequence[str] | None) 
     Raises:
         ValueError: there is none, or one is unknown.
     """
-    labels = _listed(class_labels)
+    labels = listed(class_labels)
     if not labels:
         raise ValueError(
             f"class_labels must be given for this class-conditional model "
-            f"({describe_labels(count, names)}), got {class_labels!r}"
+            f"({describe_labels(count, names)}), got {shown(class_labels)}"
         )
     return [_label(label, count, list(names or [])) for label in labels]
 
 
-def _listed(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-
-
 def _label(label: int | str, count: int, names: list[str]) -> int:
-    if isinstance(label, str):
-        if label in names:
-            return names.index(label)
-        number = int(label) if label.isdecimal() else -1
-    else:
-        number = label if isinstance(label, int) and not isinstance(label, bool) else -1
-    if not 0 <= number < count:
-        close = difflib.get_close_matches(str(label), names, n=1)
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    numeric = isinstance(label, str) and label.isdecimal() and len(label) <= _DIGITS
+    try:
+        return whole("class_labels", int(label) if numeric else label, 0, count - 1)
+    except ValueError:
+        close = difflib.get_close_matches(str(label), names, n=1) if isinstance(label, str) else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"class_labels must be {describe_labels(count, names)}, got {label!r}{hint}"
-        )
-    return number
+            f"class_labels must be {describe_labels(count, names)}, got {shown(label)}{hint}"
+        ) from None
 
 
 def describe_labels(count: int, names: Sequence[str] | None) -> str:
@@ -258,7 +247,7 @@ def describe_labels(count: int, names: Sequence[str] | None) -> str:
 
 
 def draw_seeds(
-    seeds: int | Sequence[int] | None,
+    seeds: int | Sequence[int] | np.ndarray | Tensor | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     pictures: int,
 ) -> list[int]:
@@ -273,20 +262,21 @@ def draw_seeds(
         ValueError: both are given, or a list has another length than B.
     """
     if seeds is not None and generator is not None:
-        raise ValueError(f"generator must be left out when seeds is given, got seeds={seeds!r}")
+        raise ValueError(
+            f"generator must be left out when seeds is given, got seeds={shown(seeds)}"
+        )
     if seeds is not None:
-        listed = _listed(seeds)
-        for seed in listed:
-            check_whole("seeds", seed, least=0)
-        if isinstance(seeds, int):
-            listed = list(range(seeds, seeds + pictures))
-        _check_length("seeds", len(listed), pictures)
-        return listed
-    generators = _listed(generator)
+        if not several(seeds):
+            first = whole("seeds", seeds, least=0)
+            return list(range(first, first + pictures))
+        given = listed(seeds)
+        _check_length("seeds", len(given), pictures)
+        return [whole("seeds", seed, least=0) for seed in given]
+    generators = listed(generator)
     for one in generators:
         if not isinstance(one, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator or a list of them, got {one!r}")
-    if not isinstance(generator, Sequence):
+    if generator is None or isinstance(generator, torch.Generator):
         return _random_seeds(generator, pictures)
     _check_length("generator", len(generators), pictures)
     return [_random_seeds(one, 1)[0] for one in generators]

@@ -21,6 +21,7 @@ from visual_ar.accel.loop.structure import Structure
 from visual_ar.cast import Cast
 from visual_ar.conditioning.condition import Condition
 from visual_ar.layout import Layout
+from visual_ar.plain_numbers import whole
 from visual_ar.sampling import Sampling
 from visual_ar.tokens.kind import TABLE
 
@@ -118,9 +119,7 @@ class Decoding(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: the method cannot serve the cast; slots or window is below 1.
         """
-        for name, value in (("slots", slots), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        slots, window = whole("slots", slots, 1), whole("window", window, 1)
         self.check(cast)
         model, layout = cast.model, cast.layout.to(cast.model.device)
         kind, device, length = model.tokens, model.device, layout.length

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from visual_ar.evaluation.pictures import KEY, SUFFIXES, check_array, open_npz, read_picture
-from visual_ar.request import check_whole
+from visual_ar.plain_numbers import whole
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ class Choice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("clips", self.count, 2),
-            ("length", self.length, 2),
-            ("stride", self.stride, 1),
-            ("seed", self.seed, 0),
+        for field, name, least in (
+            ("count", "clips", 2),
+            ("length", "length", 2),
+            ("stride", "stride", 1),
+            ("seed", "seed", 0),
         ):
-            check_whole(name, value, least)
+            # Plain numbers take the places of NumPy's, which no result could be written with.
+            object.__setattr__(self, field, whole(name, getattr(self, field), least))
 
     def of(self, videos: Videos) -> list[tuple[int, range]]:
         """The video and the frames of every clip, in the order of the videos.
@@ -128,7 +129,7 @@ def batches(
     Raises:
         ValueError: what `Choice.of` refuses, or clips of different sizes.
     """
-    check_whole("batch", size, least=1)
+    size = whole("batch", size, least=1)
     chosen, shape = choice.of(videos), None
     for start in range(0, len(chosen), size):
         clips = [videos.read(*clip) for clip in chosen[start : start + size]]

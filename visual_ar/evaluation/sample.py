@@ -28,8 +28,9 @@ from visual_ar.evaluation.workload import DEFAULTS, Options, fingerprint
 from visual_ar.job import Job, Picture
 from visual_ar.method_options import name_of
 from visual_ar.pipeline import VisualARPipeline
+from visual_ar.plain_numbers import whole
 from visual_ar.png import write_png
-from visual_ar.request import Request, check_whole
+from visual_ar.request import Request
 
 PLAN = "plan.json"
 ARCHIVE = "samples.npz"
@@ -75,13 +76,12 @@ def sample(
         ValueError: an argument breaks a rule, or the folder holds something else.
         OSError: the folder cannot be written.
     """
-    check_whole("count", count, least=1)
+    count = whole("count", count, least=1)
     if count > MOST:
         raise ValueError(
             f"count must be at most {MOST}, which file names have digits for, got {count}"
         )
-    check_whole("seed", seed, least=0)
-    check_whole("slots", slots, least=1)
+    seed, slots = whole("seed", seed, least=0), whole("slots", slots, least=1)
     chosen = _subjects(pipe, subjects)
     request = _request(pipe, chosen, list(range(len(chosen))), options)  # refuses a bad subject
     sampling = options.filled(pipe)
