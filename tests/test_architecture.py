@@ -54,7 +54,11 @@ MAY_IMPORT = {
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "pipeline", "request"),
     "drawing_pipeline": SERVING,
     "pipeline": (*SERVING, "drawing_pipeline"),
-    "conversion": (*PARTS, "models", "tokenizers", "pipeline", "loading", "text_encoder"),
+    "checkpoint_file": ("plain_numbers",),
+    "conversion": (
+        *(*PARTS, "checkpoint_file", "models", "tokenizers", "pipeline", "loading"),
+        "text_encoder",
+    ),
     "job": ("request", "output", "png", "sampling"),
     "lanes": (*SERVING, "job", "pipeline"),
     "engine": (*SERVING, "job", "lanes", "pipeline"),

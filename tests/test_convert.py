@@ -1,5 +1,6 @@
 """Conversion of published checkpoints: file formats, wrappers, families and refusals."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def test_the_type_of_the_weights_is_kept(state, tmp_path):
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
 
+class Unsafe:
+    def __reduce__(self):
+        return (os.system, ("echo",))
+
+
 def refuse(source, output, error, message, grid=4):
     with pytest.raises(error, match=message) as caught:
         convert(source, output, grid=grid)
@@ -97,12 +103,14 @@ def test_files_that_are_no_checkpoints_are_refused(state, tmp_path):
         for size in (whole.stat().st_size // 2, 3, 0):
             cut.write_bytes(whole.read_bytes()[:size])
             refuse(cut, out, ValueError, "cut.* is truncated or not a checkpoint|not a checkpoint")
-    torch.save({"model": Path("anything")}, tmp_path / "unsafe.pt")
-    refuse(tmp_path / "unsafe.pt", out, ValueError, "holds more than tensors")
+    torch.save({"model": Path("anything")}, tmp_path / "path.pt")
+    refuse(tmp_path / "path.pt", out, ValueError, r"no parameters, only \['model'\]")
+    torch.save({"model": state, "run": Unsafe()}, tmp_path / "unsafe.pt")
+    refuse(tmp_path / "unsafe.pt", out, ValueError, "holds more than tensors.*posix.system")
     torch.save([1, 2], tmp_path / "list.pt")
     refuse(tmp_path / "list.pt", out, ValueError, "parameters by name, got list")
     torch.save({"model": {"epoch": 3}}, tmp_path / "empty.pt")
-    refuse(tmp_path / "empty.pt", out, ValueError, r"no parameters, only \['epoch'\]")
+    refuse(tmp_path / "empty.pt", out, ValueError, r"no parameters, only \['model'\]")
 
 
 @pytest.mark.parametrize(

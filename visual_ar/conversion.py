@@ -1,12 +1,10 @@
-"""Published checkpoints to model folders: reads a file, tells its family, writes safetensors.
+"""Published checkpoints to model folders: tells the family of parameters, writes safetensors.
 
-Pickled files are read here and nowhere else, and only as tensors. Knows nothing about the inside of
-a family; each one maps its own checkpoints.
+Knows neither what else is in a file nor the inside of a family; each one maps its own checkpoints.
 """
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,25 +14,23 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from safetensors.torch import load_file
 from torch import Tensor
 
-_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-# BSQ-ViT's running averages, DDP, DeepSpeed, Lightning; FSDP files have none
-_WRAPPERS = ("ema_state_dict", "model", "module", "state_dict")
+from visual_ar.checkpoint_file import read_checkpoint, unwrap
 
 
 def convert(source: Path, output: Path, grid: int | None = None) -> str:
     """Turns a published checkpoint into a folder that `from_pretrained` of its class reads.
 
     Args:
-        source: a .pt, .pth, .bin, .ckpt or .safetensors file of a LlamaGen or NAR generator, a VQ
-            tokenizer, or a binary tokenizer of Open-MAGVIT2, BitDance or BSQ-ViT.
+        source: a .pt, .pth, .bin, .ckpt or .safetensors file, or the .index.json of shards, of a
+            LlamaGen or NAR generator, a VQ tokenizer, or a binary tokenizer of Open-MAGVIT2,
+            BitDance or BSQ-ViT.
         output: folder to write; it must be new or empty.
         grid: rows and columns of a generator's grid, when the file name does not tell.
 
     Returns:
-        one sentence saying what was written.
+        one sentence saying what was written, and what of the file was taken.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,67 +38,13 @@ def convert(source: Path, output: Path, grid: int | None = None) -> str:
         ValueError: the file is damaged, of no known family, or does not fit its family.
     """
     _check_output(output)
-    state = unwrap(read_checkpoint(source))
-    model_class, config, mapped = _recognise(state, source, grid)
+    taken = unwrap(read_checkpoint(source))
+    model_class, config, mapped = _recognise(taken.parameters, source, grid)
     model = _build(model_class, config, mapped)
     _write(model, output)
     count = sum(tensor.numel() for tensor in mapped.values()) / 1e6
-    return f"{model_class.__name__} with {count:.1f} million parameters written to {output}"
-
-
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint file holds, on the CPU; pickled tensors stay on disk until they are used.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not a checkpoint, or holds more than tensors.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    if path.suffix not in (*_PICKLED, ".safetensors"):
-        raise ValueError(
-            f"a checkpoint must end in {', '.join(_PICKLED)} or .safetensors, got {path.name}"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = _unpickle(path)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, or is not a checkpoint") from error
-    except Exception as error:  # damaged bytes make torch's unpickler stumble in every way
-        raise ValueError(f"{path} is truncated or not a checkpoint") from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} must hold parameters by name, got {type(state).__name__}")
-    return state
-
-
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The parameters of a checkpoint, out of the dictionary that training scripts put them in.
-
-    Raises:
-        ValueError: there are no parameters in it.
-    """
-    state: Any = checkpoint
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            inner = checkpoint[wrapper]
-            # NAR's video models lie one level deeper, beside their arguments.
-            state = inner["sd"] if isinstance(inner.get("sd"), Mapping) else inner
-            break
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"the checkpoint holds no parameters, only {sorted(map(str, state))[:5]}")
-    return tensors
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
+    report = f"{model_class.__name__} with {count:.1f} million parameters written to {output}"
+    return f"{report}: {taken.how}" if taken.how else report
 
 
 def _recognise(
