@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_ar.app.device_thread import DeviceThread
-from visual_ar.assets import bundled
+from visual_ar.assets import bundled, local
 from visual_ar.pipeline import VisualARPipeline
 
 KEPT = 3
@@ -87,7 +87,7 @@ class Shelf:
 
 def folder_of(name: str) -> Path | None:
     """The folder of a model that lies on this machine under its bundled name or its path."""
-    folder = bundled().get(name, Path(name))
+    folder = local(name, bundled())
     return folder if (folder / "model_index.json").is_file() else None
 
 

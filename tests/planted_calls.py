@@ -13,7 +13,7 @@ from visual_ar.tokenizers.bit_codes import bits_to_codes
 
 def planted(method: Decoding) -> None:
     """Is never called."""
-    loading.find(1)  # type: ignore[call-arg, arg-type]
+    loading.find(1)  # type: ignore[arg-type]
     check_window()  # type: ignore[call-arg]
     method.advance("state")  # type: ignore[arg-type]
     dispatch.choose("cpu")  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "eight_bit", "guidance", "layout", "packed", "plain_numbers", "png", "sampling"),
-    *("size", "store", "user_errors"),
+    *("assets", "diffusers_habits", "eight_bit", "guidance", "layout", "packed", "plain_numbers"),
+    *("png", "sampling", "size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
@@ -42,13 +42,22 @@ MAY_IMPORT = {
     "drafts": (*PARTS, "cast", "rules", "kernels", "loop"),
     "methods": (*PARTS, "cast", "rules", "kernels", "loop", "drafts"),
     "request": (
-        *("contracts", "guidance", "layout", "plain_numbers", "sampling", "size", "tokens"),
+        *(
+            "contracts",
+            "diffusers_habits",
+            "guidance",
+            "layout",
+            "plain_numbers",
+            "sampling",
+            "size",
+            "tokens",
+        ),
     ),
     "conditioning": ("contracts", "plain_numbers", "request"),
     "rendering": ("contracts", "size", "tokens"),
     "companions": ("conditioning", "contracts"),
     "component_files": ("eight_bit",),
-    "loading": ("assets", "component_files", "eight_bit", "png", "store"),
+    "loading": ("assets", "component_files", "eight_bit", "plain_numbers", "png", "store"),
     "output": (*PARTS, "cast", "loop", "rendering", "request"),
     "method_options": ("accel", "loop", "methods", "plain_numbers", "rules"),
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "pipeline", "request"),

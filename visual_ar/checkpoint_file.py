@@ -138,7 +138,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{index} must be JSON: {error}") from None
     places = document.get("weight_map") if isinstance(document, dict) else None
-    names = list(places.values()) if isinstance(places, dict) else [None]
+    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     for name in names:
         plain = isinstance(name, str) and Path(name).name == name
         if not plain or not name.endswith((*_PICKLED, ".safetensors")):
@@ -153,7 +153,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 def _unpickle(path: Path) -> Any:
     names = _foreign_names(path)
-    inert = [(_dictionary if name == _DEFAULTS else _Inert, name) for name in names]
+    inert: list[Any] = [(_dictionary if name == _DEFAULTS else _Inert, name) for name in names]
     with torch.serialization.safe_globals(inert):
         try:
             # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.

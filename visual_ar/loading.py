@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import re
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from visual_ar import eight_bit
-from visual_ar.assets import bundled
+from visual_ar.assets import bundled, local
 from visual_ar.component_files import check_weights, read_json
+from visual_ar.plain_numbers import shown
 
 INDEX = "model_index.json"
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
@@ -39,42 +41,89 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # never pickles, never code
 
 
-def find(name: str | Path, revision: str | None, token: str | None, offline: bool) -> Path:
+class Hub(NamedTuple):
+    """How the Hugging Face hub is asked.
+
+    Attributes:
+        token: for repositories that are not public.
+        offline: use only what the cache holds.
+        cache: folder of the cache; None is the hub's own.
+        anew: download again what the cache holds.
+    """
+
+    token: str | None = None
+    offline: bool = False
+    cache: str | PathLike[str] | None = None
+    anew: bool = False
+
+
+def find(name: str | PathLike[str], revision: str | None = None, hub: Hub | None = None) -> Path:
     """The folder of a bundled model, of a path, or of a repository on the Hugging Face hub.
+
+    What is a path by its type or its spelling, as "./emoji", is never a bundled name.
 
     Args:
         name: a bundled name, a folder, or OWNER/NAME.
         revision: branch, tag or commit on the hub.
-        token: for repositories that are not public.
-        offline: use only what the hub's cache holds.
+        hub: how that is asked.
 
     Raises:
         FileNotFoundError: nothing of that name.
         NotADirectoryError: a file has that name.
+        ValueError: it is no name, or that of a bundled model and of a model folder both.
         OSError: the hub cannot be reached.
     """
-    path = bundled().get(str(name), Path(name))
+    if not isinstance(name, str | PathLike) or not str(name).strip():
+        raise ValueError(f"model must be a name or a path, got {shown(name)}")
+    path = local(name, bundled())
     if path.is_dir():
         return path
     if path.exists():
         raise NotADirectoryError(f"model must be a folder, got the file {str(path)!r}")
     if isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _download(name, revision, token, offline)
-    close = difflib.get_close_matches(str(name), bundled(), n=1)
+        return _download(name, revision, hub or Hub())
+    raise FileNotFoundError(_not_found(name))
+
+
+def find_named(name: str, hub: Hub | None = None) -> Path:
+    """The folder of a pipeline that a model folder names, as `find` but never a path.
+
+    A folder may come from anyone and is read in any place, so that a path in it means nothing, and
+    a folder that happens to lie here must not stand for the bundled model.
+
+    Args:
+        name: a bundled name, or OWNER/NAME on the hub.
+        hub: how that is asked.
+
+    Raises:
+        FileNotFoundError: nothing of that name.
+        OSError: the hub cannot be reached.
+    """
+    if name in bundled():
+        return bundled()[name]
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _download(name, None, hub or Hub())
+    raise FileNotFoundError(_not_found(name))
+
+
+def _not_found(name: str | PathLike[str]) -> str:
+    close = difflib.get_close_matches(Path(name).name, bundled(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise FileNotFoundError(
+    return (
         f"model must be bundled ({', '.join(bundled()) or 'none is'}), an existing folder or "
-        f"OWNER/NAME on the Hugging Face hub, got {str(name)!r}{hint}"
+        f"OWNER/NAME on the Hugging Face hub, got {shown(str(name))}{hint}"
     )
 
 
-def _download(name: str, revision: str | None, token: str | None, offline: bool) -> Path:
+def _download(name: str, revision: str | None, hub: Hub) -> Path:
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            token=token,
-            local_files_only=offline,
+            token=hub.token,
+            cache_dir=None if hub.cache is None else Path(hub.cache),
+            force_download=hub.anew,
+            local_files_only=hub.offline,
             allow_patterns=_HUB_FILES,
         )
     except (OSError, ValueError) as error:
@@ -168,14 +217,13 @@ def shared(folder: Path) -> dict[str, Shared]:
     return found
 
 
-def holder(base: str, name: str, token: str | None, offline: bool) -> Path:
+def holder(base: str, name: str, hub: Hub | None = None) -> Path:
     """The folder of a component of a pipeline, which may be that of a third one, and so on.
 
     Args:
         base: name of the pipeline.
         name: of the component.
-        token: as for `find`.
-        offline: as for `find`.
+        hub: as for `find_named`.
 
     Raises:
         ValueError: the pipelines name each other in a circle.
@@ -184,7 +232,7 @@ def holder(base: str, name: str, token: str | None, offline: bool) -> Path:
     passed: list[str] = []
     while base not in passed:
         passed.append(base)
-        folder = find(base, None, token, offline)
+        folder = find_named(base, hub)
         path = folder / INDEX
         index = read_json(path, "") if path.is_file() else {}
         elsewhere = shared(folder) if index else {}

@@ -6,10 +6,12 @@ Follows the conventions of diffusers pipelines (arguments, callbacks, saving, sw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from torch import Tensor
@@ -17,6 +19,13 @@ from torch import Tensor
 from visual_ar import loading
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.companions import Companion, check_drafter
+from visual_ar.diffusers_habits import (
+    LoadOptions,
+    Unsupported,
+    check_loading,
+    check_saving,
+    one_dtype,
+)
 from visual_ar.drawing_pipeline import DrawingPipeline
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
@@ -42,7 +51,7 @@ OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p
 Callback = Callable[["VisualARPipeline", int, int, dict[str, Tensor]], Any]
 
 
-class VisualARPipeline(DrawingPipeline):
+class VisualARPipeline(Unsupported, DrawingPipeline):
     """Draws pictures with a token generator, an image tokenizer and a decoding method.
 
     The method is the component `scheduler`; another one takes its place with
@@ -121,11 +130,12 @@ class VisualARPipeline(DrawingPipeline):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path,
+        name: str | PathLike[str],
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        **options: Unpack[LoadOptions],
     ) -> VisualARPipeline:
         """Loads a pipeline that `save_pretrained` wrote. Reads safetensors and JSON only.
 
@@ -136,24 +146,40 @@ class VisualARPipeline(DrawingPipeline):
             revision: branch, tag or commit on the hub, of this pipeline alone.
             token: for hub repositories that are not public, those it finds included.
             local_files_only: use only what the hub's cache holds, for those it finds too.
+            **options: what users of diffusers give, see `LoadOptions`.
 
         Raises:
             FileNotFoundError: nothing of that name.
-            ValueError: no such pipeline is there, or its files are damaged.
+            ValueError: no such pipeline is there, its files are damaged, or an option has a value
+                that it cannot have.
+            TypeError: there is no such option.
             OSError: the hub cannot be reached.
         """
-        folder = loading.find(name, revision, token, local_files_only)
+        check_loading(options)
+        dtype = one_dtype(dtype, options.get("torch_dtype"))
+        method = options.get("scheduler")
+        _check_method(method)
+        again = options.get("force_download", False)
+        hub = loading.Hub(token, local_files_only, options.get("cache_dir"), again)
+        pipe = cls._load(loading.find(name, revision, hub), dtype, hub)
+        if method is not None:
+            pipe.register_modules(scheduler=method)
+        return pipe
+
+    @classmethod
+    def _load(cls, folder: Path, dtype: torch.dtype | None, hub: loading.Hub) -> VisualARPipeline:
+        """The pipeline in a folder, with the method that was saved."""
         delta = loading.read_delta(folder, cls.__name__)
         if delta is not None:
-            base = loading.find(delta.base, None, token, local_files_only)
+            base = loading.find_named(delta.base, hub)
             loading.check_base(delta, base)
-            pipe = cls.from_pretrained(base, dtype, token=token, local_files_only=local_files_only)
+            pipe = cls._load(base, dtype, hub)
             pipe.register_modules(model=delta.extend(pipe.model), scheduler=delta.scheduler)
             named: tuple[Any, ...] = (pipe, pipe.model, pipe.scheduler)
         else:
             loading.check(folder, cls.__name__)
             borrowed = {
-                name: part.load(loading.holder(part.base, name, token, local_files_only), dtype)
+                name: part.load(loading.holder(part.base, name, hub), dtype)
                 for name, part in loading.shared(folder).items()
             }
             pipe = super().from_pretrained(
@@ -168,6 +194,55 @@ class VisualARPipeline(DrawingPipeline):
             if part is not None:  # what is saved again must not tell where it once lay
                 part.register_to_config(_name_or_path=folder.name)
         return pipe
+
+    @classmethod
+    def from_pipe(
+        cls, pipeline: DiffusionPipeline, scheduler: Decoding | None = None
+    ) -> VisualARPipeline:
+        """A second pipeline of the same components, which are not copied.
+
+        Args:
+            pipeline: whose components and defaults it has.
+            scheduler: its decoding method; None shares that one's.
+
+        Raises:
+            ValueError: the pipeline is of another class, or the method is none.
+        """
+        _check_method(scheduler)
+        if not isinstance(pipeline, VisualARPipeline):
+            raise ValueError(
+                f"pipeline must be a VisualARPipeline, whose parts diffusers' own pipelines do "
+                f"not have, got a {type(pipeline).__name__}"
+            )
+        parts = {**pipeline.components, **({} if scheduler is None else {"scheduler": scheduler})}
+        defaults = {name: pipeline.config[name] for name in (*OPTIONS, *Size._fields)}
+        return cls(**parts, **defaults, class_names=pipeline.config.class_names)
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        safe_serialization: bool = True,
+        variant: None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+    ) -> None:
+        """Writes a folder that `from_pretrained` reads.
+
+        Args:
+            save_directory: the folder.
+            safe_serialization: must be True, only safetensors are read.
+            variant: must be None.
+            max_shard_size: the largest file of weights, as 1000 bytes or "2GB".
+            push_to_hub: must be False.
+
+        Raises:
+            ValueError: an option has a value that it cannot have.
+            NotADirectoryError: a file has that name.
+        """
+        check_saving(safe_serialization, variant, push_to_hub)
+        if Path(save_directory).is_file():
+            raise NotADirectoryError(f"save_directory must be a folder, got {save_directory!s}")
+        super().save_pretrained(str(save_directory), max_shard_size=max_shard_size)
 
     def check_inputs(self, prompt: Prompt = None, **asked: Unpack[Asked]) -> Request:
         """Checks everything a call is given, before any work.
@@ -312,3 +387,11 @@ class VisualARPipeline(DrawingPipeline):
     def _check_sampling(self, sampling: Sampling) -> None:
         """Raises ValueError for options that the laws of the model cannot have."""
         self.model.tokens.check_warps(Warps.of(sampling))
+
+
+def _check_method(method: Any) -> None:
+    """Raises ValueError for what would take the place of the saved method and is none."""
+    if method is not None and not isinstance(method, Decoding):
+        raise ValueError(
+            f"scheduler must be a decoding method of visual_ar.accel, got {type(method).__name__}"
+        )

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visual_ar.diffusers_habits import refuse_call
 from visual_ar.guidance import guidance_by_rank
 from visual_ar.layout import Layout
 from visual_ar.plain_numbers import listed, real, several, shown, whole
@@ -80,9 +81,7 @@ def check_names(asked: Mapping[str, Any]) -> None:
     """Raises TypeError for an argument that a pipeline's call does not have."""
     for name in asked:
         if name not in Asked.__annotations__:
-            close = difflib.get_close_matches(name, Asked.__annotations__, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"a pipeline's call takes no argument {name!r}{hint}")
+            refuse_call(name, Asked.__annotations__)
 
 
 @dataclass(frozen=True)

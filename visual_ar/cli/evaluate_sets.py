@@ -357,7 +357,7 @@ def _tokenizer(model: str, dtype: "torch.dtype") -> "VisualTokenizer":
 
     from visual_ar import loading, tokenizers
 
-    folder = loading.find(model, revision=None, token=None, offline=False)
+    folder = loading.find(model)
     if (folder / "image_tokenizer").is_dir():
         folder = folder / "image_tokenizer"
     config = folder / "config.json"

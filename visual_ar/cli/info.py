@@ -70,10 +70,10 @@ def model(name: str) -> dict[str, Any]:
         FileNotFoundError: no bundled model and no model folder has this name.
         ValueError: the folder's files are damaged.
     """
-    from visual_ar.assets import bundled
+    from visual_ar.assets import bundled, local
 
     known = bundled()
-    folder = known.get(name, Path(name))
+    folder = local(name, known)
     if not (folder / "model_index.json").is_file():
         names = ", ".join(known) or "none"
         raise FileNotFoundError(

@@ -160,7 +160,7 @@ def share(folder: Path, name: str, base: str) -> None:
         ValueError: the two components differ by more than that the other is stored in 8 bits.
         FileNotFoundError: there is no such pipeline.
     """
-    theirs = loading.answers_to(loading.holder(base, name, None, offline=True))
+    theirs = loading.answers_to(loading.holder(base, name, loading.Hub(offline=True)))
     own = loading.fingerprint(folder / name)
     if own not in theirs or not (folder / name).is_dir():
         other = theirs[0][:12]
@@ -196,7 +196,7 @@ def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = N
         shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
     for name in ("text_encoder", "image_tokenizer"):
         if base and (beside / name).is_dir():
-            theirs = loading.answers_to(loading.holder(base, name, None, offline=True))
+            theirs = loading.answers_to(loading.holder(base, name, loading.Hub(offline=True)))
             if loading.fingerprint(beside / name) in theirs:
                 share(beside, name, base)
     for path in sorted(beside.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")):

@@ -47,7 +47,9 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
     Raises:
         ValueError: no such recipe, or a key that is unknown, missing or of the wrong type.
     """
-    path = bundled().get(str(recipe), Path(recipe))
+    path = Path(recipe)
+    if isinstance(recipe, str):  # a path is never a name
+        path = bundled().get(recipe, path)
     if not path.is_file():
         raise ValueError(
             f"recipe must be a TOML file or one of {', '.join(bundled())}, got {str(recipe)!r}"
