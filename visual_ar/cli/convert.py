@@ -31,7 +31,8 @@ def convert(
     video, B to XXL), LlamaGen's VQ tokenizers,
     and the binary tokenizers of Open-MAGVIT2, BitDance and BSQ-ViT; sizes come from
     the weights, the grid from the file name. Pickled files are read as tensors only,
-    so they cannot run code.
+    so they cannot run code. What lies beside the weights, as optimizers do, is left;
+    the report says what was taken.
 
     [bold]Examples[/bold]
 
