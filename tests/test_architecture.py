@@ -16,16 +16,18 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "eight_bit", "guidance", "layout", "packed", "png", "sampling", "size", "store"),
-    "user_errors",
+    *("assets", "eight_bit", "folder", "guidance", "layout", "packed", "regular_file", "sampling"),
+    *("size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
-PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
+FILES = ("picture_file", "png", "text_file")
+PARTS = (*PLAIN, *FILES, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
 SERVING = (*DECODING, "conditioning", "request", "output", "rendering", "companions", "loading")
 RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method_options", "top")
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
+    **dict.fromkeys(FILES, ("regular_file",)),
     "top": (),  # the registries of names, which import what is asked for
     "accel": (),
     "cache": (),
@@ -41,7 +43,8 @@ MAY_IMPORT = {
     "loop": (*PARTS, "cast", "rules", "kernels"),
     "drafts": (*PARTS, "cast", "rules", "kernels", "loop"),
     "methods": (*PARTS, "cast", "rules", "kernels", "loop", "drafts"),
-    "request": ("contracts", "guidance", "layout", "sampling", "size", "tokens"),
+    "given_pixels": ("picture_file", "size"),
+    "request": ("contracts", "given_pixels", "guidance", "layout", "sampling", "size", "tokens"),
     "conditioning": ("contracts", "request"),
     "rendering": ("contracts", "size", "tokens"),
     "companions": ("conditioning", "contracts"),
@@ -57,7 +60,7 @@ MAY_IMPORT = {
     "lanes": (*SERVING, "job", "pipeline"),
     "engine": (*SERVING, "job", "lanes", "pipeline"),
     "testing": (*PARTS, "cast", "loop", "tokenizers"),
-    "data": ("store", "size"),
+    "data": ("folder", "picture_file", "store", "size"),
     "evaluation": (*RUNNING, "data", "methods", "models", "tokenizers"),
     "training": (
         *(*SERVING, "data", "evaluation", "methods", "models", "pipeline"),
