@@ -230,3 +230,30 @@ def test_questions_are_seen(text):
 @pytest.mark.parametrize("text", ["Codes(4)", "mask.dtype == torch.bool", "isinstance(x, str)"])
 def test_other_code_is_not_taken_for_a_question(text):
     assert not any(asks(node) for node in ast.walk(ast.parse(text)))
+
+
+def reads_by_itself(node):
+    """Whether a call opens a picture or converts one to colours."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr == "convert":
+        first = node.args[0] if node.args else None
+        return isinstance(first, ast.Constant) and str(first.value).startswith("RGB")
+    return node.func.attr == "open" and ast.unparse(node.func.value) in ("Image", "PIL.Image")
+
+
+def test_nobody_else_opens_pictures():
+    """But the reader of recipes, to whom the pixels do not matter."""
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for file in modules().values()
+        if any(reads_by_itself(node) for node in ast.walk(tree_of(file)))
+    }
+    assert found == {"visual_ar/picture_file.py", "visual_ar/png.py"}
+
+
+@pytest.mark.parametrize(
+    "text", ["Image.open(path)", "image.convert('RGB')", "one.convert('RGBA')"]
+)
+def test_readers_of_pictures_are_seen(text):
+    assert any(reads_by_itself(node) for node in ast.walk(ast.parse(text)))

@@ -1,16 +1,13 @@
 """One reader of pictures: every mode is its 8-bit RGB copy or refused, whoever reads it."""
 
-import ast
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from picture_kinds import MODES, REFUSED, ROUNDED, of_mode
 from PIL import Image
-from source_tree import ROOT, modules, tree_of
 from test_uploads import bomb
 
 from visual_ar.app.uploads import open_picture
@@ -218,23 +215,3 @@ def test_python_takes_what_users_of_diffusers_give():
     for given in (frames, [frames], pixels, list(pixels), pixels[None]):
         assert torch.allclose(given_pixels(given, Size(4, 6, 2), 1), clip, atol=1e-6)
     assert given_pixels([frames, frames], Size(4, 6, 2), 2).shape == (2, 3, 2, 4, 6)
-
-
-def reads_by_itself(node):
-    """Whether a call opens a picture or converts one to colours."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-        return False
-    if node.func.attr == "convert":
-        first = node.args[0] if node.args else None
-        return isinstance(first, ast.Constant) and str(first.value).startswith("RGB")
-    return node.func.attr == "open" and ast.unparse(node.func.value) in ("Image", "PIL.Image")
-
-
-def test_nobody_else_opens_pictures():
-    """But the reader of recipes, to whom the pixels do not matter."""
-    found = {
-        file.relative_to(ROOT).as_posix()
-        for file in modules().values()
-        if any(reads_by_itself(node) for node in ast.walk(tree_of(Path(file))))
-    }
-    assert found == {"visual_ar/picture_file.py", "visual_ar/png.py"}

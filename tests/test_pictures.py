@@ -1,7 +1,9 @@
 """Pictures of a measurement: folders and arrays of them, what cannot be one, crops."""
 
 import io
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tiny_features import network, pictures, save_folder
 
 from visual_ar.evaluation.fid import fid
 from visual_ar.evaluation.pictures import Crop, open_pictures
+from visual_ar.evaluation.result import read_result, write_result
 
 
 def test_a_folder_and_an_npz_hold_the_same_pictures(tmp_path):
@@ -121,3 +124,12 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path / "a.gif").write_bytes(b"")
     with pytest.raises(ValueError, match=r"found none, only 1 \.gif"):
         open_pictures(tmp_path)
+
+
+def test_a_result_names_every_folder_that_can_be(tmp_path):
+    name = os.fsdecode(tmp_path / os.fsdecode(b"m\xe4rz"))  # Latin-1, as old archives hold it
+    save_folder(Path(name), pictures(2))
+    some = open_pictures(Path(name))
+    told = fid(some, some, network(), ["fid"], allow_small=True)
+    write_result(told, tmp_path / "result.json")
+    assert read_result(tmp_path / "result.json")["inputs"]["samples"]["path"] == name

@@ -341,7 +341,7 @@ def _json_able(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(plan: dict[str, Any]) -> bytes:
-    return json.dumps(plan, indent=1, ensure_ascii=False).encode()
+    return json.dumps(plan, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _short(value: Any) -> str:
