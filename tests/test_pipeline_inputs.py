@@ -45,6 +45,10 @@ BAD_CALLS = {
     "image alone": (CLASS | {"image": PICTURE}, r"mask must be given together with image"),
     "mask shape": (CLASS | {"image": PICTURE, "mask": UPPER[:2]}, r"mask must be bool .*\[2, 4\]"),
     "mask kind": (CLASS | {"image": PICTURE, "mask": UPPER.long()}, r"mask must be bool .*int64"),
+    "picture as mask": (
+        CLASS | {"image": PICTURE, "mask": Image.new("1", (4, 4))},
+        r"mask must be bool of shape .*, True where it is kept, got Image",
+    ),
     "picture": (CLASS | {"image": WIDE, "mask": UPPER}, r"image must be 8 pixels high and 8 wide"),
     "pixels": (
         CLASS | {"image": PICTURE * 2, "mask": UPPER},

@@ -328,10 +328,15 @@ def check_completion(
         raise ValueError(f"{missing} must be given together with {given}, got None")
     if image is None or mask is None:
         return None
-    keep = torch.as_tensor(mask)
+    try:
+        keep = torch.as_tensor(mask)
+        got = f"{keep.dtype} {list(keep.shape)}"
+    except (TypeError, RuntimeError, ValueError):
+        # A picture is among them: in some libraries its white is kept, in others drawn.
+        keep, got = torch.empty(0), type(mask).__name__
     if keep.dtype != torch.bool or tuple(keep.shape) not in (grid, (pictures, *grid)):
         raise ValueError(
             f"mask must be bool of shape {list(grid)} or {[pictures, *grid]}, one entry a cell, "
-            f"got {keep.dtype} {list(keep.shape)}"
+            f"True where it is kept, got {got}"
         )
     return Completion(given_pixels(image, size, pictures), keep.reshape(-1, math.prod(grid)))
