@@ -15,6 +15,7 @@ from typing import Any
 from visual_ar.app.device_thread import DeviceThread
 from visual_ar.assets import bundled, local
 from visual_ar.pipeline import VisualARPipeline
+from visual_ar.text_file import read_lines, read_text
 
 KEPT = 3
 """So many models besides the first stay in memory, those used last."""
@@ -98,7 +99,7 @@ def known_subjects(pipe: VisualARPipeline, name: str) -> list[str]:
     folder = folder_of(name)
     if folder is None or pipe.conditioner.known or not (folder / PROMPTS).is_file():
         return []
-    return (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
+    return read_lines(folder / PROMPTS)
 
 
 def card(name: str) -> str:
@@ -113,7 +114,10 @@ def card(name: str) -> str:
     path = None if folder is None else folder / "README.md"
     if path is None or not path.is_file():
         return f"No model card lies beside {name}."
-    text = path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
+    try:
+        text = read_text(path)[:_CARD_CHARACTERS]
+    except ValueError:
+        return f"The model card that lies beside {name} is no text."
     if text.startswith("---\n"):
         text = text[4:].partition("\n---\n")[2]
     return _standing_alone(text).strip()

@@ -16,16 +16,18 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "diffusers_habits", "eight_bit", "guidance", "layout", "packed", "plain_numbers"),
-    *("png", "sampling", "size", "store", "user_errors"),
+    *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "layout", "packed"),
+    *("plain_numbers", "regular_file", "sampling", "size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
-PARTS = (*PLAIN, "cache", "layers", "tokens", "contracts")
+FILES = ("picture_file", "png", "text_file")
+PARTS = (*PLAIN, *FILES, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
 SERVING = (*DECODING, "conditioning", "request", "output", "rendering", "companions", "loading")
 RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method_options", "top")
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
+    **dict.fromkeys(FILES, ("regular_file",)),
     "top": (),  # the registries of names, which import what is asked for
     "accel": (),
     "cache": (),
@@ -41,17 +43,10 @@ MAY_IMPORT = {
     "loop": (*PARTS, "cast", "rules", "kernels"),
     "drafts": (*PARTS, "cast", "rules", "kernels", "loop"),
     "methods": (*PARTS, "cast", "rules", "kernels", "loop", "drafts"),
+    "given_pixels": ("picture_file", "size"),
     "request": (
-        *(
-            "contracts",
-            "diffusers_habits",
-            "guidance",
-            "layout",
-            "plain_numbers",
-            "sampling",
-            "size",
-            "tokens",
-        ),
+        *("contracts", "diffusers_habits", "given_pixels", "guidance", "layout", "plain_numbers"),
+        *("sampling", "size", "tokens"),
     ),
     "conditioning": ("contracts", "plain_numbers", "request"),
     "rendering": ("contracts", "size", "tokens"),
@@ -72,7 +67,7 @@ MAY_IMPORT = {
     "lanes": (*SERVING, "job", "pipeline"),
     "engine": (*SERVING, "job", "lanes", "pipeline"),
     "testing": (*PARTS, "cast", "loop", "tokenizers"),
-    "data": ("store", "size"),
+    "data": ("folder", "picture_file", "store", "size"),
     "evaluation": (*RUNNING, "data", "methods", "models", "tokenizers"),
     "training": (
         *(*SERVING, "data", "evaluation", "methods", "models", "pipeline"),
@@ -242,3 +237,30 @@ def test_questions_are_seen(text):
 @pytest.mark.parametrize("text", ["Codes(4)", "mask.dtype == torch.bool", "isinstance(x, str)"])
 def test_other_code_is_not_taken_for_a_question(text):
     assert not any(asks(node) for node in ast.walk(ast.parse(text)))
+
+
+def reads_by_itself(node):
+    """Whether a call opens a picture or converts one to colours."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr == "convert":
+        first = node.args[0] if node.args else None
+        return isinstance(first, ast.Constant) and str(first.value).startswith("RGB")
+    return node.func.attr == "open" and ast.unparse(node.func.value) in ("Image", "PIL.Image")
+
+
+def test_nobody_else_opens_pictures():
+    """But the reader of recipes, to whom the pixels do not matter."""
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for file in modules().values()
+        if any(reads_by_itself(node) for node in ast.walk(tree_of(file)))
+    }
+    assert found == {"visual_ar/picture_file.py", "visual_ar/png.py"}
+
+
+@pytest.mark.parametrize(
+    "text", ["Image.open(path)", "image.convert('RGB')", "one.convert('RGBA')"]
+)
+def test_readers_of_pictures_are_seen(text):
+    assert any(reads_by_itself(node) for node in ast.walk(ast.parse(text)))

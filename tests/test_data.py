@@ -1,5 +1,9 @@
 """Prepared folders and packs are loaded, tarballs are checked, and wrong arguments are named."""
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from local_npm import tarball
@@ -97,3 +101,53 @@ def test_a_lossy_pack_that_lost_nothing(small, tmp_path):
     )  # fmt: skip
     save_pack(white, tmp_path / "pack.zip", Lossy(100))
     assert load(tmp_path / "pack.zip").manifest["pack"]["psnr_db"] is None
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
+def test_names_that_an_editor_saved_are_read(small, tmp_path, coding):
+    save(small, tmp_path)
+    text = (tmp_path / "items.json").read_text(encoding="utf-8").replace('": "0"', '": "ä"')
+    (tmp_path / "items.json").write_bytes(text.replace("\n", "\r\n").encode(coding))
+    assert load(tmp_path).prompts == ["ä", "1", "2", "3", "4"]
+
+
+def test_sheets_are_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("visual_ar.data.dataset.SHEET_ROWS", 1)
+    monkeypatch.setattr("visual_ar.data.dataset.SHEET_COLUMNS", 1)
+    pictures = np.arange(1002, dtype=np.uint16).view(np.uint8).reshape(1002, 1, 2, 1)
+    items = [{"prompt": "a", "group": "a", "split": "train"}] * 1002
+    manifest = {"name": "emoji", "shape": [1002, 1, 2, 3]}
+    many = Dataset("emoji", pictures.repeat(3, -1), ["train"] * 1002, items, manifest=manifest)
+    save_pack(many, tmp_path / "pack.zip")
+    assert np.array_equal(load(tmp_path / "pack.zip").pictures, many.pictures)
+
+
+def test_npm_gets_a_place_that_it_understands(registry, tmp_path, monkeypatch):
+    """The client starts in another folder, where relative paths mean something else."""
+    package = registry("a", tarball({"x": b"1"}))
+    monkeypatch.chdir(tmp_path)
+    assert fetch_package(package, Path("cache/of mine")).is_file()
+    programs = Path(shutil.which("npm")).parent
+    monkeypatch.setenv("PATH", os.path.relpath(programs))
+    assert fetch_package(package, Path("other")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo npm error code ECONNREFUSED >&2", "must reach its registry .*check the connection"),
+        ("echo npm ERR! code E404 >&2", r"registry must have a@1\.0\.0, got E404"),
+        (
+            "echo npm error code ENOENT >&2; echo npm error syscall open >&2",
+            r"npm must run and write to download a@1\.0\.0, got ENOENT syscall open$",
+        ),
+        ("echo env: node: No such file >&2", "got exit status 1 env: node: No such file$"),
+        ("exit 3", "npm must run and write .* got exit status 3$"),
+    ],
+)
+def test_npm_is_blamed_for_what_it_said(registry, tmp_path, script, message):
+    package = registry("a", tarball({"x": b"1"}))
+    Path(shutil.which("npm")).write_text(f"#!/bin/sh\n{script}\nexit 1\n")
+    with pytest.raises(OSError, match=message) as error:
+        fetch_package(package, tmp_path / "cache")
+    assert ("connection" in str(error.value)) == ("ECONN" in script)

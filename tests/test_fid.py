@@ -162,6 +162,7 @@ def test_the_command_compares_folders_offline(tmp_path):
     np.savez(tmp_path / "b.npz", arr_0=pictures(5, seed=1))
     words = ["--samples", str(tmp_path / "a"), "--reference", str(tmp_path / "b.npz")]
     words += ["--features", "efficientnet-lite0", "--resolution", "32", "--device", "cpu"]
+    (tmp_path / "a" / "notes.txt").write_text("")
     refused = CliRunner().invoke(app, ["evaluate", "fid", *words])
     assert refused.exit_code == 1
     assert "samples must be at least 50000" in refused.stderr
@@ -172,5 +173,8 @@ def test_the_command_compares_folders_offline(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == report
     assert list(report["results"]) == ["Fréchet distance (EfficientNet-Lite0 features, 4 pictures)"]
     assert "FID" not in json.dumps(report["results"])
+    assert report["inputs"]["samples"]["passed_over"] == {".txt": 1}
+    told = CliRunner().invoke(app, ["evaluate", "fid", *words[:-1]])
+    assert told.exit_code == 0 and f"{tmp_path / 'a'}: passed over 1 .txt\n" in told.stderr
     missing = CliRunner().invoke(app, ["evaluate", "fid", *words[:4], "--allow-small"])
     assert missing.exit_code == 1 and "weights must be given" in missing.stderr

@@ -248,6 +248,27 @@ def test_folders_and_npz_hold_the_same_videos(tmp_path):
         assert (opened.read(1, range(0, 3, 2)) == some[1, ::2]).all()
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    """Names without leading zeros, as ffmpeg and scripts write them, give the padded copy."""
+    some = videos(12, frames=14)
+    for number, video in enumerate(some):
+        for folder, name in (("padded", "v{:02d}/frame{:02d}.png"), ("plain", "v{}/frame{}.png")):
+            for index, frame in enumerate(video):
+                path = tmp_path / folder / name.format(number, index)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(frame).save(path)
+    (tmp_path / "plain" / "v3" / "._frame1.png").write_bytes(b"")
+    (tmp_path / "plain" / "notes.txt").write_text("")
+    plain = open_videos(tmp_path / "plain")
+    assert plain.passed_over == {"files": 1, "hidden": 1}
+    for video in range(12):
+        assert (plain.read(video, range(14)) == some[video]).all()
+    padded, choice = open_videos(tmp_path / "padded"), Choice(12, 14)
+    found = fvd(plain, padded, PLAIN, choice, allow_small=True)
+    assert abs(next(iter(found["results"].values()))) < 1e-6
+    assert found["inputs"]["samples"]["passed_over"] == plain.passed_over
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

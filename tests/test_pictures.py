@@ -1,14 +1,18 @@
 """Pictures of a measurement: folders and arrays of them, what cannot be one, crops."""
 
 import io
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_features import pictures, save_folder
+from tiny_features import network, pictures, save_folder
 
-from visual_ar.evaluation.pictures import Crop, open_pictures, read_picture
+from visual_ar.evaluation.fid import fid
+from visual_ar.evaluation.pictures import Crop, open_pictures
+from visual_ar.evaluation.result import read_result, write_result
 
 
 def test_a_folder_and_an_npz_hold_the_same_pictures(tmp_path):
@@ -34,22 +38,15 @@ def test_pictures_that_cannot_be_are_refused(tmp_path):
         open_pictures(tmp_path / "none")
     with pytest.raises(ValueError, match="split must be left out"):
         open_pictures(tmp_path / "mixed", split="test")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="must be a readable picture"):
-        read_picture(tmp_path / "text.png")
-    Image.new("RGBA", (4, 4), (1, 2, 3, 100)).save(tmp_path / "clear.png")
-    with pytest.raises(ValueError, match="without transparency"):
-        read_picture(tmp_path / "clear.png")
-    Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "solid.png")
-    assert read_picture(tmp_path / "solid.png").getpixel((0, 0)) == (1, 2, 3)
-
-
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
-    for limit in (2000, 4000):  # an error above twice the limit, a warning above the limit
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ValueError, match=f"must have at most {limit} pixels"):
-            read_picture(tmp_path / "bomb.png")
+    (tmp_path / "one").mkdir()
+    for pixel, message in (((1, 2, 3, 100), "without transparency"), ((1, 2, 3, 255), None)):
+        Image.new("RGBA", (4, 4), pixel).save(tmp_path / "one" / "a.png")
+        if message is None:
+            [[row]] = open_pictures(tmp_path / "one").batches(2)
+            assert row[0, 0].tolist() == [1, 2, 3]
+        else:
+            with pytest.raises(ValueError, match=message):
+                list(open_pictures(tmp_path / "one").batches(2))
 
 
 @pytest.mark.parametrize(
@@ -100,3 +97,39 @@ def test_crops_are_those_of_torchvision(size, side):
     for name, mode in filters:
         expected = CenterCrop(side)(Resize(side, mode, antialias=True)(image))
         assert np.array_equal(np.asarray(Crop(side, name)(image)), np.asarray(expected))
+
+
+def test_a_set_is_what_people_mean_by_its_folder(tmp_path):
+    """Linked classes and files in, hidden ones out, capitals in endings, and all is counted."""
+    some = pictures(12)
+    save_folder(tmp_path / "real", some)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "cats").symlink_to(tmp_path / "real", target_is_directory=True)
+    (mixed / "cats again").symlink_to(mixed / "cats", target_is_directory=True)
+    (mixed / "round").symlink_to(mixed, target_is_directory=True)
+    for hidden in (".DS_Store", "._000.png", "__MACOSX"):
+        (mixed / hidden).write_bytes(b"")
+    (mixed / "notes.txt").write_text("")
+    given = open_pictures(mixed)
+    assert (np.concatenate(list(given.batches(5))) == some).all()
+    assert given.passed_over == {".txt": 1, "folders that were read already": 2, "hidden": 3}
+    told = fid(given, open_pictures(tmp_path / "real"), network(), ["fid"], allow_small=True)
+    assert abs(next(iter(told["results"].values()))) < 1e-6
+    assert told["inputs"]["samples"]["passed_over"] == given.passed_over
+    assert told["inputs"]["reference"]["passed_over"] == {}
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"found none, only 1 \.gif"):
+        open_pictures(tmp_path)
+
+
+def test_a_result_names_every_folder_that_can_be(tmp_path):
+    name = os.fsdecode(tmp_path / os.fsdecode(b"m\xe4rz"))  # Latin-1, as old archives hold it
+    save_folder(Path(name), pictures(2))
+    some = open_pictures(Path(name))
+    told = fid(some, some, network(), ["fid"], allow_small=True)
+    write_result(told, tmp_path / "result.json")
+    assert read_result(tmp_path / "result.json")["inputs"]["samples"]["path"] == name

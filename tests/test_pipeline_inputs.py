@@ -1,5 +1,6 @@
 """What a pipeline refuses: bad calls, options and components, each named before any work."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -44,6 +45,10 @@ BAD_CALLS = {
     "image alone": (CLASS | {"image": PICTURE}, r"mask must be given together with image"),
     "mask shape": (CLASS | {"image": PICTURE, "mask": UPPER[:2]}, r"mask must be bool .*\[2, 4\]"),
     "mask kind": (CLASS | {"image": PICTURE, "mask": UPPER.long()}, r"mask must be bool .*int64"),
+    "picture as mask": (
+        CLASS | {"image": PICTURE, "mask": Image.new("1", (4, 4))},
+        r"mask must be bool of shape .*, True where it is kept, got Image",
+    ),
     "picture": (CLASS | {"image": WIDE, "mask": UPPER}, r"image must be 8 pixels high and 8 wide"),
     "pixels": (
         CLASS | {"image": PICTURE * 2, "mask": UPPER},
@@ -53,10 +58,19 @@ BAD_CALLS = {
         CLASS | {"image": PICTURE.long(), "mask": UPPER},
         r"image must be a PIL .*int64",
     ),
-    "transparent": (
-        CLASS | {"image": Image.new("RGBA", (8, 8)), "mask": UPPER},
-        r"image must be without transparency, got mode RGBA",
+    "picture mode": (
+        CLASS | {"image": Image.new("F", (8, 8)), "mask": UPPER},
+        r"image must be a picture of mode 1, .*, got mode F",
     ),
+    "array kind": (
+        CLASS | {"image": np.zeros((8, 8, 3), np.uint16), "mask": UPPER},
+        r"image must be a PIL .*uint16",
+    ),
+    "picture sizes": (
+        CLASS | {"image": [Image.new("L", (8, 8)), Image.new("L", (8, 9))], "mask": UPPER},
+        r"image must be a list of one size, got \[\[3, 8, 8\], \[3, 9, 8\]\]",
+    ),
+    "no pictures": (CLASS | {"image": [], "mask": UPPER}, r"image must be a PIL .*got list"),
     "tensors": (
         CLASS | {"callback_on_step_end_tensor_inputs": ["latents"]},
         r"callback_on_step_end_tensor_inputs must be among tokens, known, got 'latents'",

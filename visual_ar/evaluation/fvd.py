@@ -240,5 +240,5 @@ def _extract(
         done += len(clips)
         if progress is not None:
             progress(what, done, choice.count)
-    source = {"path": videos.name, "videos": len(videos.lengths), "width_height": list(size)}
+    source = {**videos.describe(), "width_height": list(size)}
     return torch.cat(parts), {**source, "sha256": digest.hexdigest()}

@@ -7,8 +7,7 @@ and an array of pickled objects is refused before a byte of it is unpickled.
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -16,11 +15,14 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from visual_ar.data import dataset
+from visual_ar.folder import list_files, tell
+from visual_ar.picture_file import read_picture
+from visual_ar.regular_file import check_regular
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 KEY = "arr_0"
 
 Resample = Literal["bicubic", "lanczos"]
@@ -76,12 +78,14 @@ class Pictures:
         count: pictures N.
         rows: starts reading from the first picture: yields uint8 [H, W, 3].
         crop: what was done to every picture, if anything.
+        passed_over: what else lies in a folder -> how often; None where nothing was looked through.
     """
 
     name: str
     count: int
     rows: Callable[[], Iterator[NDArray[np.uint8]]]
     crop: Crop | None = None
+    passed_over: dict[str, int] | None = None
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """Yields uint8 [B, H, W, 3] with B = `size` but for the last.
@@ -126,16 +130,18 @@ class Fingerprint:
 
     def describe(self, pictures: Pictures) -> dict[str, Any]:
         """What a result says about the set."""
+        looked = pictures.passed_over is not None
         return {
             "path": pictures.name,
             "pictures": pictures.count,
+            **({"passed_over": pictures.passed_over} if looked else {}),
             "width_height": list(self._size or ()),
             "sha256": self._digest.hexdigest(),
         }
 
 
 def open_pictures(path: Path, split: str | None = None, crop: Crop | None = None) -> Pictures:
-    """A folder of pictures (all below it, by name), an npz, or a dataset of `visual-ar data`.
+    """A folder of pictures (all below it, see `list_files`), an npz, or a prepared dataset.
 
     Args:
         path: of the folder or file.
@@ -144,8 +150,10 @@ def open_pictures(path: Path, split: str | None = None, crop: Crop | None = None
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: there are no pictures, the npz is none or holds something else, or a split is
-            given for what has none. A file that is no picture is reported when it is read.
+        OSError: a folder cannot be read.
+        ValueError: there are no pictures, a link leads nowhere, the npz is none or holds something
+            else, or a split is given for what has none. A file that is no picture is reported when
+            it is read.
     """
     prepared = (path / dataset.MANIFEST).is_file() or path.suffix == ".zip"
     if split is not None and not prepared:
@@ -176,26 +184,20 @@ def of_array(pictures: NDArray[np.uint8], name: str, crop: Crop | None = None) -
     return Pictures(name, len(pictures), lambda: (_cropped(row, crop) for row in pictures), crop)
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture file as RGB.
+def of_files(
+    files: Sequence[Path],
+    name: str,
+    crop: Crop | None = None,
+    passed_over: dict[str, int] | None = None,
+) -> Pictures:
+    """Picture files in this order, read when their turn comes; transparent ones are refused."""
 
-    Raises:
-        ValueError: it is no picture, is damaged, is transparent, or has so many pixels that it
-            must be an attack.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise ValueError(f"picture must have at most {limit} pixels, got more in {path}") from None
-    except (UnidentifiedImageError, SyntaxError, OSError) as error:
-        raise ValueError(f"{path} must be a readable picture, got {error}") from None
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        raise ValueError(f"{path} must be a picture without transparency, got {image.mode}")
-    return image.convert("RGB")
+    def rows() -> Iterator[NDArray[np.uint8]]:
+        for file in files:
+            image = read_picture(file, ground=None)
+            yield np.asarray(image if crop is None else crop(image))
+
+    return Pictures(name, len(files), rows, crop, passed_over)
 
 
 def check_array(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -227,8 +229,9 @@ def open_npz(path: Path) -> ZipFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no zip file.
+        ValueError: it is no file, or no zip file.
     """
+    check_regular(path, str(path))
     try:
         return ZipFile(path)
     except BadZipFile:
@@ -242,17 +245,11 @@ def _of_dataset(path: Path, split: str | None, crop: Crop | None) -> Pictures:
 
 
 def _of_folder(path: Path, crop: Crop | None) -> Pictures:
-    inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    files = sorted(inside, key=lambda file: file.relative_to(path).as_posix())
-    if not files:
-        raise ValueError(f"{path} must hold pictures ({', '.join(SUFFIXES)}), found none")
-
-    def rows() -> Iterator[NDArray[np.uint8]]:
-        for file in files:
-            image = read_picture(file)
-            yield np.asarray(image if crop is None else crop(image))
-
-    return Pictures(str(path), len(files), rows, crop)
+    found = list_files(path, SUFFIXES)
+    if not found.files:
+        others = f", only {tell(found.passed_over)}" if found.passed_over else ""
+        raise ValueError(f"{path} must hold pictures ({', '.join(SUFFIXES)}), found none{others}")
+    return of_files(found.files, str(path), crop, found.passed_over)
 
 
 def _of_npz(path: Path, crop: Crop | None) -> Pictures:

@@ -72,7 +72,9 @@ def versions() -> dict[str, str]:
 def write_result(result: Mapping[str, Any], path: Path) -> None:
     """Writes a result as JSON; the file appears whole or not at all."""
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_file(path, lambda file: file.write(text.encode()))
+    # What UTF-8 has no bytes for, such as a file name in Latin-1, is escaped as JSON does it.
+    content = text.encode("utf-8", "backslashreplace")
+    write_file(path, lambda file: file.write(content))
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Knows pipelines and the slot engine; knows nothing about what is measured on the pictures. Picture i
 shows subject i modulo their number with the first seed plus i, so a folder has no state besides its
-plan and its pictures: what is missing is drawn, and the slots make it the same picture as ever.
+plan and its pictures: what is missing or cut short is drawn, and the slots make it the same picture
+as ever.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from visual_ar.accel.loop.contract import Decoding
 from visual_ar.data.dataset import write_file
 from visual_ar.engine import Engine
 from visual_ar.evaluation import archive, machine
-from visual_ar.evaluation.pictures import SUFFIXES, open_pictures
+from visual_ar.evaluation.pictures import SUFFIXES, of_files
 from visual_ar.evaluation.result import document, versions
 from visual_ar.evaluation.workload import DEFAULTS, Options, fingerprint
+from visual_ar.folder import is_hidden, list_files
 from visual_ar.job import Job, Picture
 from visual_ar.method_options import name_of
+from visual_ar.picture_file import is_whole_png
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.plain_numbers import whole
 from visual_ar.png import write_png
@@ -108,11 +111,12 @@ def sample(
         write_file(folder / PLAN, lambda file: file.write(_text(plan)))
     else:
         settled = _settle(pipe, chosen[0], slots, plan["window"])
-    missing = [index for index in range(count) if not _picture(folder, index).is_file()]
+    files = [_picture(folder, index) for index in range(count)]
+    missing = [index for index, file in enumerate(files) if not is_whole_png(file)]
     with _method(pipe, settled):
         passes = _draw(pipe, folder, plan, missing, options, progress)
     classes = [number for number in request.conditions if isinstance(number, int)]
-    described = archive.write(open_pictures(folder), folder / ARCHIVE, classes or None)
+    described = archive.write(of_files(files, str(folder)), folder / ARCHIVE, classes or None)
     return _result(plan, described, len(missing), passes)
 
 
@@ -195,7 +199,7 @@ def _begun(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     for left in folder.glob("*.part"):
         left.unlink()  # of a process that was killed while it wrote
     if not (folder / PLAN).is_file():
-        if any(folder.iterdir()):
+        if any(not is_hidden(path.name) for path in folder.iterdir()):
             raise ValueError(f"output must be empty or hold {PLAN}, got {folder}")
         return None
     plan = _parse(folder)
@@ -206,8 +210,8 @@ def _begun(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
                 f"{_short(plan.get(key))}, got {_short(value)}"
             )
     known = {_picture(folder, index) for index in range(asked["count"])}
-    for file in folder.rglob("*"):
-        if file.suffix.lower() in SUFFIXES and file not in known:
+    for file in list_files(folder, SUFFIXES).files:
+        if file not in known:
             raise ValueError(f"output must hold no other pictures, got {file}")
     return plan
 
@@ -337,7 +341,7 @@ def _json_able(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(plan: dict[str, Any]) -> bytes:
-    return json.dumps(plan, indent=1, ensure_ascii=False).encode()
+    return json.dumps(plan, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _short(value: Any) -> str:

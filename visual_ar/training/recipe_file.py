@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from visual_ar.text_file import read_text
 from visual_ar.training.recipe import KINDS, Recipe
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
         device: on a CUDA device the values of the `[gpu]` table replace those above it.
 
     Raises:
-        ValueError: no such recipe, or a key that is unknown, missing or of the wrong type.
+        ValueError: no such recipe, or a key that is unknown, missing or of the wrong type, or
+            the file is no text.
     """
     path = Path(recipe)
     if isinstance(recipe, str):  # a path is never a name
@@ -55,8 +57,8 @@ def load_recipe(recipe: str | Path, device: str = "cpu") -> Recipe:
             f"recipe must be a TOML file or one of {', '.join(bundled())}, got {str(recipe)!r}"
         )
     try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name} is not a TOML file: {error}") from error
     gpu = table.pop("gpu", {})
     if device.startswith("cuda"):
@@ -78,7 +80,7 @@ def finished_recipe(run: Path) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"{run.name} must be trained first, got no {path}")
     try:
-        table = json.loads(path.read_text())["recipe"]
+        table = json.loads(read_text(path))["recipe"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must tell the recipe of a run: {error}") from error
     return _of_kind(_without_nothing(table), str(path))
