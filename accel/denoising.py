@@ -30,7 +30,7 @@ from visual_ar.accel.drafts.initialise import first_drafts
 from visual_ar.accel.jacobi import JacobiBuffers
 from visual_ar.accel.loop.chain import PassNumbers
 from visual_ar.accel.loop.state import DecodeState, Step
-from visual_ar.accel.loop.window import WindowedDecoding, check_window
+from visual_ar.accel.loop.window import WIDEST, WindowedDecoding, check_window
 from visual_ar.accel.rules.exact import Exact
 from visual_ar.accel.rules.rule import leading_run, redraw
 from visual_ar.cast import Cast
@@ -40,6 +40,8 @@ from visual_ar.sampling import normal_noise, take_rows, uniforms
 from visual_ar.tokens.codes import CategoricalLaw
 from visual_ar.tokens.kind import TABLE
 
+MOST_STEPS = 1000
+"""Levels of noise; published diffusions have no more."""
 _INITIAL = 3  # use of the numbers of a rank
 _INIT = "uniform"
 
@@ -70,8 +72,8 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
 
     Args:
         window: ranks predicted by a pass, at least 1, or "auto" for the fastest on this device.
-        steps: levels of noise, at least 1. A rank enters at the highest, every pass lowers it by
-            one at least, and by more where the front comes near: the most that a rank may have
+        steps: levels of noise, 1 to 1000. A rank enters at the highest, every pass lowers it by one
+            at least, and by more where the front comes near: the most that a rank may have
             falls evenly from the end of the window to the clean ranks. 1 is Jacobi decoding with
             maximal coupling, in which a rank is noise for one pass.
         clean: ranks at the head of the window that are always tokens, at least 1. A pass commits
@@ -87,8 +89,11 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
 
     @register_to_config
     def __init__(self, window: int | str = 32, steps: int = 8, clean: int = 8) -> None:
-        check_window(window)
-        self.register_to_config(steps=whole("steps", steps, 1), clean=whole("clean", clean, 1))
+        self.register_to_config(
+            window=check_window(window),
+            steps=whole("steps", steps, 1, MOST_STEPS),
+            clean=whole("clean", clean, 1, WIDEST),
+        )
 
     def check(self, cast: Cast) -> None:
         """See `Decoding.check`."""

@@ -74,7 +74,7 @@ class DraftHeadDecoding(WindowedDecoding):
     def __init__(
         self, window: int | str = "auto", rule: str = "exact", measure_tv: bool = False
     ) -> None:
-        check_window(window)
+        self.register_to_config(window=check_window(window))
         self._rule = parse_rule(rule)
         self.lossless = self._rule.lossless
 

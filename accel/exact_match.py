@@ -47,7 +47,7 @@ class ExactMatchJacobiDecoding(WindowedDecoding):
 
     @register_to_config
     def __init__(self, window: int | str = "auto", init: str = "left") -> None:
-        check_window(window)
+        self.register_to_config(window=check_window(window))
         if init not in _INITIALISERS:
             raise ValueError(f"init must be one of {', '.join(_INITIALISERS)}, got {init!r}")
 

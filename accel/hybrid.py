@@ -120,7 +120,7 @@ class HybridDecoding(WindowedDecoding):
 
     @register_to_config
     def __init__(self, window: int | str = "auto", drafts: str = "whole") -> None:
-        check_window(window)
+        self.register_to_config(window=check_window(window))
         if drafts not in FORMS:
             raise ValueError(f"drafts must be one of {', '.join(FORMS)}, got {drafts!r}")
 

@@ -102,7 +102,7 @@ class SpeculativeJacobiDecoding(WindowedDecoding):
         rule: str = "exact",
         measure_tv: bool = False,
     ) -> None:
-        check_window(window)
+        self.register_to_config(window=check_window(window))
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
         self.needs_noise = coupling == "gumbel"

@@ -116,7 +116,7 @@ class TreeDecoding(WindowedDecoding):
         adapt: str = "none",
         rule: str = "exact",
     ) -> None:
-        check_window(window)
+        self.register_to_config(window=check_window(window))
         self._branching = parse_tree(tree)
         if adapt not in ADAPTATIONS:
             raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, got {adapt!r}")

@@ -17,7 +17,7 @@ INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports
 
 PLAIN = (
     *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "layout", "packed"),
-    *("plain_numbers", "regular_file", "sampling", "size", "store", "user_errors"),
+    *("plain_numbers", "processor", "regular_file", "sampling", "size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 FILES = ("picture_file", "png", "text_file")

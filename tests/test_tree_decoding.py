@@ -225,7 +225,7 @@ def test_what_it_cannot_serve_is_refused():
 def test_an_automatic_window_leaves_room_for_the_tree():
     assert TreeDecoding().windows() == TreeDecoding.candidates
     wide = TreeDecoding(tree="12x12")
-    assert wide.windows() == (1, 2, 4, 8, 16, 32)
+    assert wide.windows() == (2, 4, 8, 16, 32)
     model = ToyTokenModel()
     for window in wide.windows():
         wide.init(Cast(model, model.layout((7,))), slots=1, window=window)

@@ -1,33 +1,35 @@
 """Methods with a window, and how many ranks a pass should predict on this device: measured once.
 
-The best window maximises E[run | W] / cost(W), the tokens a pass commits over the seconds it takes.
+The best window maximises E[run | W] / cost(W), the tokens a pass commits over the time it takes.
 Both are measured with the window itself: in a narrow window drafts get fewer passes to settle, so
 the runs of a wide one, cut off, promise it too much (on emoji min(run, 8) is 3.1 at window 64,
-where window 8 commits 2.5). A window never changes the output law. Knows nothing about how a method
-drafts.
+where window 8 commits 2.5). A window never changes the output law.
+
+On a CPU the time is the processor's, not the clock's: what is measured is kept, and while other
+programs run, one slow moment on the clock made window 1 win, which drafts nothing. Window 1 is no
+candidate for the same reason. Knows nothing about how a method drafts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
+from visual_ar.accel.loop import window_store
 from visual_ar.accel.loop.contract import Choices, Decoding
+from visual_ar.accel.loop.window_store import Measured, Trial
 from visual_ar.cast import Cast
 from visual_ar.conditioning.condition import Condition
-from visual_ar.models.token_model import TokenModel
+from visual_ar.plain_numbers import shown, whole
 from visual_ar.sampling import Sampling
-from visual_ar.store import store_folder
 
-CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
+CANDIDATES = (2, 4, 8, 16, 32, 64)
+WIDEST = 65_536
+"""Ranks that a window may have; no pass is wider than its picture, so more says nothing."""
 _TOKENS, _PASSES = 40, 20  # a window is tried until so much of every picture is decoded
 _HOPELESS = 0.5  # a window as slow against the best so far ends the trial: wider ones are slower
 
@@ -40,29 +42,36 @@ class WindowedDecoding(Decoding):
     """
 
     candidates: ClassVar[tuple[int, ...]] = CANDIDATES
-    choices: ClassVar[Choices] = {"window": ("auto", *map(str, CANDIDATES))}
+    choices: ClassVar[Choices] = {"window": ("auto", "1", *map(str, CANDIDATES))}
 
     def windows(self) -> tuple[int, ...]:
         """The candidates that its options allow."""
         return self.candidates
 
     def choose_window(self, cast: Cast, condition: Condition, sampling: Sampling) -> int:
-        """The configured window, or the fastest one measured on this device."""
-        if self.config.window != "auto":
-            return self.config.window
-        return tuned_window(self, cast, condition, sampling)
+        """The configured window, or the fastest one measured on this device.
+
+        Never wider than a picture: what lies behind its end would cost every pass and draw nothing.
+        """
+        if self.config.window == "auto":
+            return tuned_window(self, cast, condition, sampling)
+        return min(self.config.window, cast.layout.length)
 
 
-def check_window(window: int | str) -> None:
-    """Raises ValueError unless `window` is "auto" or a whole number of at least 1."""
-    whole = isinstance(window, int) and not isinstance(window, bool)
-    if window != "auto" and not (whole and int(window) >= 1):
-        raise ValueError(f"window must be 'auto' or a whole number of at least 1, got {window!r}")
+def check_window(window: int | str) -> int | str:
+    """The option as Python's own number, or "auto".
 
-
-def store_path() -> Path:
-    """Where measured windows are kept."""
-    return store_folder() / "windows.json"
+    Raises:
+        ValueError: it is neither "auto" nor a whole number from 1 to `WIDEST`.
+    """
+    if isinstance(window, str) and window == "auto":
+        return window
+    try:
+        return whole("window", window, 1, WIDEST)
+    except ValueError:
+        raise ValueError(
+            f"window must be 'auto' or a whole number from 1 to {WIDEST}, got {shown(window)}"
+        ) from None
 
 
 def tuned_window(
@@ -76,37 +85,39 @@ def tuned_window(
         condition: R = B or 2B rows, used for the measurement.
         sampling: options of the B pictures.
     """
-    key = _key(method, cast, condition)
-    known = _read()
-    if key not in known:
-        candidates = [window for window in method.windows() if window <= cast.layout.length]
-        rate = partial(tokens_a_second, method, cast, condition, sampling)
-        known[key] = fastest_window(candidates, rate)
-        _write(key, known[key])
-    return known[key]
+    candidates = [window for window in method.windows() if window <= cast.layout.length]
+    if not candidates:  # of a picture that is narrower than all of them
+        return 1
+    wanted = window_store.circumstances(method, cast, condition, sampling)
+    kept = window_store.find(wanted, candidates)
+    if kept is not None:
+        return kept
+    attempt = partial(try_window, method, cast, condition, sampling)
+    return window_store.keep(wanted, candidates, fastest_window(candidates, attempt))
 
 
-def fastest_window(candidates: Sequence[int], rate: Callable[[int], float]) -> int:
+def fastest_window(candidates: Sequence[int], attempt: Callable[[int], Trial]) -> Measured:
     """The candidate with the most tokens a second.
 
     Args:
         candidates: windows, ascending, at least one.
-        rate: tokens a second with a window; not asked once they have fallen far below the best.
+        attempt: tries a window; not asked once they have fallen far below the best.
     """
-    rates: dict[int, float] = {}
+    trials: dict[int, Trial] = {}
     for window in candidates:
-        rates[window] = rate(window)
-        if rates[window] < _HOPELESS * max(rates.values()):
+        trials[window] = attempt(window)
+        best = max(trial.rate for trial in trials.values())
+        if trials[window].rate < _HOPELESS * best:
             break
-    return max(rates, key=rates.__getitem__)
+    return Measured(max(trials, key=lambda window: trials[window].rate), trials)
 
 
-def tokens_a_second(
+def try_window(
     method: Decoding, cast: Cast, condition: Condition, sampling: Sampling, window: int
-) -> float:
+) -> Trial:
     """Decodes the beginning of the pictures with a window, and measures it.
 
-    A pass counts with the lower quartile of their times: other programs only make them longer.
+    A pass counts with the lower quartile of their times: the first ones only prepare.
 
     Args:
         method: decodes.
@@ -117,68 +128,29 @@ def tokens_a_second(
     """
     batch, device = len(sampling.seed), cast.model.device
     guided = len(condition.prefix) == 2 * batch
+    clock, tick = _clock(device)
     state = method.init(cast, batch, guided, window)
     method.admit(state, torch.arange(batch, device=device), condition, sampling)
     wanted, committed = batch * min(cast.layout.length, _TOKENS), 0
     seconds: list[float] = []
     while committed < wanted and len(seconds) < _PASSES and state.open_length.read() >= 0:
         _synchronise(device)
-        start = time.perf_counter()
+        start = clock()
         step = method.advance(state)
         _synchronise(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
         committed += int(step.committed.sum())
-    return committed / (len(seconds) * sorted(seconds)[len(seconds) // 4])
+    # Where the clock is too coarse for a pass, passes decide.
+    return Trial(committed / len(seconds), max(sorted(seconds)[len(seconds) // 4], tick))
+
+
+def _clock(device: torch.device) -> tuple[Callable[[], float], float]:
+    """What time is measured by, and its resolution in seconds."""
+    if device.type == "cpu":
+        return time.process_time, time.get_clock_info("process_time").resolution
+    return time.perf_counter, time.get_clock_info("perf_counter").resolution
 
 
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _key(method: Decoding, cast: Cast, condition: Condition) -> str:
-    options = {k: v for k, v in method.config.items() if not k.startswith("_") and k != "window"}
-    model, device = cast.model, cast.model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    parts = {
-        "device": name,
-        "dtype": str(model.dtype),
-        "method": type(method).__name__,
-        "options": options,
-        "model": _public(model),
-        "draft_model": None if cast.draft_model is None else _public(cast.draft_model),
-        "grid": cast.layout.grid,
-        "rows": len(condition.prefix),
-        "torch": torch.__version__,
-    }
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return f"{name}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _public(model: TokenModel) -> dict[str, Any]:
-    return {k: v for k, v in model.config.items() if not k.startswith("_")}
-
-
-def _cpu_name() -> str:
-    return f"cpu with {torch.get_num_threads()} threads"
-
-
-def _read() -> dict[str, int]:
-    try:
-        stored = json.loads(store_path().read_text())
-    except (OSError, ValueError):
-        return {}
-    valid = isinstance(stored, dict)
-    return {k: v for k, v in stored.items() if isinstance(v, int) and v >= 1} if valid else {}
-
-
-def _write(key: str, window: int) -> None:
-    """Adds one window to the store. A store that cannot be written costs a measurement, no more."""
-    path = store_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(_read() | {key: window}, indent=1, sort_keys=True))
-        os.replace(beside, path)
-    except OSError:
-        return

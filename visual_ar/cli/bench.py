@@ -9,7 +9,7 @@ import typer
 
 from visual_ar.cli import bench_kernels
 from visual_ar.cli.common import echo_json, set_threads
-from visual_ar.cli.option_groups import SAMPLING, Amount, Json, Machine, Sampling, grouped
+from visual_ar.cli.option_groups import SAMPLING, Amount, Json, Machine, Retune, Sampling, grouped
 from visual_ar.cli.suites import ASKED, Suite, check_options, families, pareto
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Compared:
         ),
     ] = None
 
+    retune: Retune = False
+
     def specs(self) -> list[str]:
         """The methods, one an entry."""
         return [spec for given in self.methods or () for spec in given.split()]
@@ -101,6 +103,7 @@ class SuiteAsked:
         int | None,
         typer.Option(
             min=2,
+            max=1_000_000,
             help="Prompts to measure quality on. [dim]Default: 100.[/dim]",
             rich_help_panel=SUITE,
         ),
@@ -175,7 +178,7 @@ def bench(
     from visual_ar.evaluation.workload import usual_subjects
 
     name = compared.model or "emoji"
-    pipe = load(name, machine.device, machine.dtype, compared.draft_model)
+    pipe = load(name, machine.device, machine.dtype, compared.draft_model, compared.retune)
     named, specs = compared.prompts or usual_subjects(pipe), compared.specs()
     if opened is None:
         _speed(pipe, name, named, specs, options, schedule, as_json)
@@ -196,8 +199,9 @@ def _families(
     from visual_ar.cli.drawing import load
     from visual_ar.evaluation.workload import usual_subjects
 
+    again = compared.retune
     families(
-        {name: load(name, machine.device, machine.dtype) for name in bundled()},
+        {name: load(name, machine.device, machine.dtype, None, again) for name in bundled()},
         suite.data or [],
         lambda pipe: compared.prompts or usual_subjects(pipe),
         options,

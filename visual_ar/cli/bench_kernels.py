@@ -13,15 +13,25 @@ def kernels(
     *,
     pictures: Annotated[
         list[int] | None,
-        typer.Option("--pictures", "-b", help="B, repeatable. [dim]Default: 1, 8 and 64.[/dim]"),
+        typer.Option(
+            "--pictures",
+            "-b",
+            min=1,
+            max=4096,
+            help="B, repeatable. [dim]Default: 1, 8 and 64.[/dim]",
+        ),
     ] = None,
     window: Annotated[
         list[int] | None,
-        typer.Option("--window", "-w", help="W, repeatable. [dim]Default: 16 and 32.[/dim]"),
+        typer.Option(
+            "--window", "-w", min=1, max=1024, help="W, repeatable. [dim]Default: 16 and 32.[/dim]"
+        ),
     ] = None,
     vocabulary: Annotated[
         list[int] | None,
-        typer.Option("--vocabulary", help="V, repeatable. [dim]Default: 16384.[/dim]"),
+        typer.Option(
+            "--vocabulary", min=1, max=1048576, help="V, repeatable. [dim]Default: 16384.[/dim]"
+        ),
     ] = None,
     rule: Annotated[
         list[str] | None,
@@ -33,10 +43,10 @@ def kernels(
             "--by", help="kernel, torch, torch.compile or flashinfer. [dim]Default: all.[/dim]"
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="0 is all tokens.")] = 2000,
+    top_k: Annotated[int, typer.Option(max=2**31, help="0 is all tokens.")] = 2000,
     coupling: Annotated[str, typer.Option(help="Of the tail of the window.")] = "maximal",
     copied: Annotated[
-        int, typer.Option(min=1, help="MiB of the copy whose bandwidth is the floor's.")
+        int, typer.Option(min=1, max=65_536, help="MiB of the copy whose bandwidth is the floor's.")
     ] = 256,
     machine: Machine,
     as_json: Json = False,
@@ -83,7 +93,7 @@ def loop(
     size: Annotated[
         str, typer.Option(help="LlamaGen size, with random weights: GPT-B, GPT-L, GPT-XL, ...")
     ] = "GPT-L",
-    grid: Annotated[int, typer.Option(min=2, help="Rows and columns of the grid.")] = 24,
+    grid: Annotated[int, typer.Option(min=2, max=256, help="Rows and columns of the grid.")] = 24,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,10 +102,11 @@ def loop(
             help="Methods to time. [dim]Default: sequential and jacobi:window=32.[/dim]",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
-    passes: Annotated[int, typer.Option(help="Timed passes, at most.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures at a time.")] = 1,
+    passes: Annotated[int, typer.Option(min=1, max=10_000, help="Timed passes, at most.")] = 32,
     copied: Annotated[
-        int, typer.Option(min=1, help="MiB of the copy whose bandwidth the limit takes.")
+        int,
+        typer.Option(min=1, max=65_536, help="MiB of the copy whose bandwidth the limit takes."),
     ] = 256,
     machine: Machine,
     as_json: Json = False,

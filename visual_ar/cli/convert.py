@@ -19,6 +19,7 @@ def convert(
         int | None,
         typer.Option(
             min=1,
+            max=4096,
             help="Rows and columns of tokens of a generator, when its file name does not tell: "
             "16 for 256 pixels, 24 for 384.",
         ),

@@ -6,7 +6,7 @@ import typer
 
 from visual_ar.cli.common import set_threads
 from visual_ar.cli.drawing import load
-from visual_ar.cli.option_groups import Machine, Model, grouped
+from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
 from visual_ar.cli.serve import Host, Port, listen, run, url
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def demo(
     model: Model = "emoji",
     host: Host = "127.0.0.1",
     port: Port = 7860,
+    retune: Retune = False,
     machine: Machine,
 ) -> None:
     """Open a page on which pictures form.
@@ -44,7 +45,7 @@ def demo(
         from visual_ar.app.web_demo import application, build
 
         thread = DeviceThread()
-        pipe = thread.call(lambda: load(model, machine.device, machine.dtype))
+        pipe = thread.call(lambda: load(model, machine.device, machine.dtype, retune=retune))
         app = application(build(pipe, model, thread))
         thread.call(lambda: warm_up(pipe))
         typer.echo(f"Opening {model} on {url(host, listener)} (Ctrl-C ends).")

@@ -30,7 +30,9 @@ class Drawing(NamedTuple):
     stats: "Stats"
 
 
-def load(model: str, device: str, dtype: str, draft_model: str | None = None) -> "VisualARPipeline":
+def load(
+    model: str, device: str, dtype: str, draft_model: str | None = None, retune: bool = False
+) -> "VisualARPipeline":
     """Returns the pipeline on a device.
 
     Args:
@@ -38,6 +40,7 @@ def load(model: str, device: str, dtype: str, draft_model: str | None = None) ->
         device: See `resolve_device`.
         dtype: See `resolve_dtype`.
         draft_model: Another such model that drafts for this one.
+        retune: Whether windows that were measured for the model are forgotten.
 
     Raises:
         ValueError: no such device, a model's files are damaged, or the draft model does not fit.
@@ -53,6 +56,10 @@ def load(model: str, device: str, dtype: str, draft_model: str | None = None) ->
     pipe = VisualARPipeline.from_pretrained(model, dtype=number).to(place)
     if draft_model is not None:
         pipe.draft_with(VisualARPipeline.from_pretrained(draft_model, dtype=number).to(place))
+    if retune:
+        from visual_ar.accel.loop.window_store import forget_windows
+
+        forget_windows(pipe.model)
     return pipe
 
 

@@ -33,8 +33,10 @@ app.command("alignment", no_args_is_help=True)(evaluate_sets.alignment)
 app.command("speed")(evaluate_model.speed)
 app.command("report", no_args_is_help=True)(evaluate_sets.report)
 
-Seed = Annotated[int, typer.Option(min=0, help="Of the choice of prompts and of the pictures.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**62, help="Of the choice of prompts and of the pictures.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at once.")]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Material:
         int,
         typer.Option(
             min=32,
+            max=4096,
             help="Side to which the feature network sees pictures; results of different "
             "resolutions cannot be compared.",
         ),
@@ -64,7 +67,9 @@ def retrieval(
     material: Material,
     model: Model = "emoji",
     method: Spec = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Number of training prompts.")] = 200,
+    prompts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Number of training prompts.")
+    ] = 200,
     seed: Seed = 0,
     batch: Batch = 20,
     machine: Machine,
@@ -105,8 +110,12 @@ def frechet(
             help="Methods, separated by spaces; the first is tested against each of the others.",
         ),
     ] = "sequential jacobi",
-    samples: Annotated[int, typer.Option(min=2, help="Pictures of every method.")] = 10_000,
-    permutations: Annotated[int, typer.Option(min=1, help="Relabellings of the test.")] = 1000,
+    samples: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Pictures of every method.")
+    ] = 10_000,
+    permutations: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Relabellings of the test.")
+    ] = 1000,
     seed: Seed = 0,
     batch: Batch = 100,
     machine: Machine,

@@ -21,6 +21,7 @@ def sample(
         int | None,
         typer.Option(
             min=1,
+            max=10_000_000,
             help="Pictures. [dim]Default: one a prompt, 50000 of classes.[/dim]",
             show_default=False,
         ),
@@ -33,10 +34,10 @@ def sample(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the first picture; the next has the next.")
+        int, typer.Option(min=0, max=2**62, help="Of the first picture; the next has the next.")
     ] = 0,
     method: Spec = None,
-    slots: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")] = 8,
     sampling: Sampling,
     machine: Machine,
     as_json: Json = False,

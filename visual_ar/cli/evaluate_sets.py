@@ -24,10 +24,10 @@ Weights = Annotated[
     typer.Option(help="weights-inception-2015-12-05-6726825d.pth, for inception."),
 ]
 Resolution = Annotated[
-    int, typer.Option(min=32, help="Side at which efficientnet-lite0 sees pictures.")
+    int, typer.Option(min=32, max=4096, help="Side at which efficientnet-lite0 sees pictures.")
 ]
 Split = Annotated[str | None, typer.Option(help="Of a prepared dataset.", show_default=False)]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures or clips at a time.")]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures or clips at a time.")]
 
 
 @grouped
@@ -45,8 +45,10 @@ def fid(
     ] = "fid",
     split: Split = None,
     resolution: Resolution = 224,
-    kid_subset: Annotated[int, typer.Option(min=2, help="Pictures of a subset of kid.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of subsets and splits.")] = 2020,
+    kid_subset: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Pictures of a subset of kid.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of subsets and splits.")] = 2020,
     batch: Batch = 64,
     allow_small: result.AllowSmall = False,
     statistics: Annotated[
@@ -120,10 +122,12 @@ def fvd(
         Literal["stylegan-v", "videogpt"] | None,
         typer.Option(help="How i3d gets its clips; figures differ.", show_default=False),
     ] = None,
-    clips: Annotated[int, typer.Option(min=2, help="Clips, one a video.")] = 2048,
-    length: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
-    stride: Annotated[int, typer.Option(min=1, help="Of a clip's frames in the video.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of clips.")] = 0,
+    clips: Annotated[int, typer.Option(min=2, max=1_000_000, help="Clips, one a video.")] = 2048,
+    length: Annotated[int, typer.Option(min=2, max=65_536, help="Frames of a clip.")] = 16,
+    stride: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Of a clip's frames in the video.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the choice of clips.")] = 0,
     resolution: Resolution = 224,
     batch: Batch = 8,
     allow_small: result.AllowSmall = False,
@@ -181,6 +185,7 @@ def reconstruction(
         int | None,
         typer.Option(
             min=1,
+            max=65_536,
             help="Resize the short side to so many pixels and cut out the centre.",
             show_default=False,
         ),

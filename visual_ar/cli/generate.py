@@ -18,6 +18,7 @@ from visual_ar.cli.option_groups import (
     Json,
     Machine,
     Model,
+    Retune,
     ScheduledSampling,
     SizeAsked,
     grouped,
@@ -47,7 +48,8 @@ class Wanted:
         ),
     ] = None
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Pictures of each prompt or class.")
+        int,
+        typer.Option("--count", "-n", min=1, max=100_000, help="Pictures of each prompt or class."),
     ] = 1
     seed: Annotated[
         int | None,
@@ -58,7 +60,10 @@ class Wanted:
         ),
     ] = None
     batch: Annotated[
-        int, typer.Option(min=1, help="Pictures drawn at once; changes speed and memory only.")
+        int,
+        typer.Option(
+            min=1, max=4096, help="Pictures drawn at once; changes speed and memory only."
+        ),
     ] = 16
 
     def subjects(self) -> tuple[str, list[str]]:
@@ -80,7 +85,9 @@ class Files:
     sheet: Annotated[bool, typer.Option("--sheet", help="One PNG with all pictures.")] = False
     columns: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures a row of the sheet. [dim]Default: about square.[/dim]"),
+        typer.Option(
+            min=1, max=4096, help="Pictures a row of the sheet. [dim]Default: about square.[/dim]"
+        ),
     ] = None
 
     def paths(self, pictures: int) -> list[Path]:
@@ -121,6 +128,7 @@ def generate(
     size: SizeAsked,
     machine: Machine,
     draft_model: DraftModel = None,
+    retune: Retune = False,
     sampling: ScheduledSampling,
     kept: Completion,
     as_json: Json = False,
@@ -157,7 +165,7 @@ def generate(
         )
     paths = files.paths(len(subjects))
     set_threads(machine.threads)
-    pipe = load(model, machine.device, machine.dtype, draft_model)
+    pipe = load(model, machine.device, machine.dtype, draft_model, retune)
     pipe.scheduler = build(method.name, method.options, pipe.scheduler)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     given = {name: side for name, side in asdict(size).items() if side is not None}

@@ -19,6 +19,10 @@ def info(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Who verifies drafts on every device, and why.")
     ] = False,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Automatic windows that were measured here, and why each."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the bundled models, this machine, or the command that made a picture.
@@ -36,11 +40,18 @@ def info(
 
     [cyan]visual-ar info --kernels[/cyan]
     Who verifies drafts on every device, compiling the CUDA kernel if it never was.
+
+    [cyan]visual-ar info --windows[/cyan]
+    Which window every method took by itself on this machine.
     """
-    if kernels:
-        if subject is not None:
-            raise ValueError(f"--kernels shows this machine and takes no subject, got {subject!r}")
-        document = {"kernels": verifiers()}
+    if subject is not None and (kernels or windows):
+        flag = "--kernels" if kernels else "--windows"
+        raise ValueError(f"{flag} shows this machine and takes no subject, got {subject!r}")
+    if kernels or windows:
+        document = {"kernels": verifiers()} if kernels else {}
+        document |= measured_windows() if windows else {}
+        if windows and not as_json:
+            document["windows"] = "\n".join(map(_why, document["windows"])) or "none yet"
     elif subject is None:
         document = everything()
     elif subject.lower().endswith(".png"):
@@ -150,6 +161,27 @@ def verifiers() -> dict[str, Any]:
         except RuntimeError as error:
             found[device] = {"backend": "none", "reason": str(error)}
     return found
+
+
+def measured_windows() -> dict[str, Any]:
+    """Returns the windows that "auto" took on this machine, what for, and how fast each one was."""
+    from visual_ar.accel.loop.window_store import read_windows, store_path
+
+    return {"windows": list(read_windows().values()), "kept in": str(store_path())}
+
+
+def _why(entry: dict[str, Any]) -> str:
+    """A measured window in a line."""
+    tried = ", ".join(
+        f"{window}: {1000 * one['tokens'] / one['milliseconds']:.0f}"
+        for window, one in entry["tried"].items()
+    )
+    sampling = ", ".join(f"{name} {values}" for name, values in entry["sampling"].items())
+    return (
+        f"window {entry['window']} for {entry['method']}, weights {entry['weights']}, "
+        f"{entry['rows']} rows, {sampling}; {entry['device']}, {entry['threads']} threads; "
+        f"tokens a second by window {tried}"
+    )
 
 
 def everything() -> dict[str, Any]:

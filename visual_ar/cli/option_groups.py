@@ -42,7 +42,18 @@ Dtype = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"),
+    typer.Option(
+        min=1, max=1024, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"
+    ),
+]
+Retune = Annotated[
+    bool,
+    typer.Option(
+        "--retune",
+        help="Measure automatic windows again, as after a change of the machine; another window "
+        "draws another picture of a seed.",
+        rich_help_panel=METHOD,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Spec = Annotated[
@@ -131,7 +142,9 @@ class Sampling:
     ] = None
     top_k: Annotated[
         int | None,
-        typer.Option(help="Draw among the k likeliest tokens; 0 is all.", rich_help_panel=SAMPLING),
+        typer.Option(
+            max=2**31, help="Draw among the k likeliest tokens; 0 is all.", rich_help_panel=SAMPLING
+        ),
     ] = None
     top_p: Annotated[
         float | None,
@@ -169,20 +182,26 @@ class SizeAsked:
     height: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Pixels; a size the model was trained for.", rich_help_panel=MODEL
+            min=1,
+            max=65_536,
+            help="Pixels; a size the model was trained for.",
+            rich_help_panel=MODEL,
         ),
     ] = None
     width: Annotated[
-        int | None, typer.Option(min=1, help="Pixels, likewise.", rich_help_panel=MODEL)
+        int | None, typer.Option(min=1, max=65_536, help="Pixels, likewise.", rich_help_panel=MODEL)
     ] = None
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a clip, for models that draw clips.", rich_help_panel=MODEL),
+        typer.Option(
+            min=1, max=65_536, help="Of a clip, for models that draw clips.", rich_help_panel=MODEL
+        ),
     ] = None
     length: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=65_536,
             help="Tokens to draw, for codes in an order from coarse to fine.",
             rich_help_panel=MODEL,
         ),
@@ -223,25 +242,37 @@ class Completion:
 class Amount:
     """How much is measured."""
 
-    pictures: Annotated[int, typer.Option(help="Pictures of a round.", rich_help_panel=AMOUNT)] = 4
+    pictures: Annotated[
+        int, typer.Option(min=1, max=4096, help="Pictures of a round.", rich_help_panel=AMOUNT)
+    ] = 4
     batch: Annotated[
         int | None,
         typer.Option(
+            min=1,
+            max=4096,
             help="Batch size to measure beside 1. [dim]Default: all pictures at once.[/dim]",
             rich_help_panel=AMOUNT,
         ),
     ] = None
-    rounds: Annotated[int, typer.Option(help="Timed rounds.", rich_help_panel=AMOUNT)] = 3
+    rounds: Annotated[
+        int, typer.Option(min=1, max=10000, help="Timed rounds.", rich_help_panel=AMOUNT)
+    ] = 3
     warmup: Annotated[
         int,
         typer.Option(
-            help="Untimed batches of every method and batch size.", rich_help_panel=AMOUNT
+            min=0,
+            max=1000,
+            help="Untimed batches of every method and batch size.",
+            rich_help_panel=AMOUNT,
         ),
     ] = 1
     seed: Annotated[
         int,
         typer.Option(
-            min=0, help="Seed of the first picture, the next has the next.", rich_help_panel=AMOUNT
+            min=0,
+            max=2**62,
+            help="Seed of the first picture, the next has the next.",
+            rich_help_panel=AMOUNT,
         ),
     ] = 0
 

@@ -12,7 +12,7 @@ import typer
 from visual_ar.cli.common import aside, set_threads
 from visual_ar.cli.drawing import load
 from visual_ar.cli.method_flags import method_asked
-from visual_ar.cli.option_groups import Machine, Model, grouped
+from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
 from visual_ar.method_options import build
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def serve(
         int,
         typer.Option(min=1, help="Seconds that requests have to finish after SIGTERM or Ctrl-C."),
     ] = 60,
+    retune: Retune = False,
     machine: Machine,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's images API.
@@ -65,7 +66,7 @@ def serve(
         from visual_ar.engine import Engine
 
         def start() -> "Engine":
-            pipe = load(model, machine.device, machine.dtype)
+            pipe = load(model, machine.device, machine.dtype, retune=retune)
             pipe.scheduler = build(method.name, method.options, pipe.scheduler)
             return Engine(pipe, slots, queue)
 

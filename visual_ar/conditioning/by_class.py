@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visual_ar.conditioning.conditioner import Conditioner
-from visual_ar.plain_numbers import shown, whole
+from visual_ar.plain_numbers import shown
 from visual_ar.request import Labels, Prompt, check_labels, describe_labels
 
 
@@ -52,14 +52,12 @@ class ClassConditioner(Conditioner):
 
     def check(self, prompt: Prompt, class_labels: Labels, repeats: int) -> list[int]:
         """See `Conditioner.check`."""
-        count = whole("num_images_per_prompt", repeats, least=1)
         if prompt is not None:
             raise ValueError(
                 f"prompt must be left out for this class-conditional model, which takes "
                 f"class_labels ({describe_labels(self.count, self.names)}), got {shown(prompt)}"
             )
-        labels = check_labels(class_labels, self.count, self.names)
-        return [label for label in labels for _ in range(count)]
+        return self.repeated(check_labels(class_labels, self.count, self.names), repeats)
 
     def features(self, conditions: Sequence[Any]) -> tuple[Tensor, None]:
         """See `Conditioner.features`: int64 [B]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visual_ar.conditioning.conditioner import Conditioner
 from visual_ar.models.token_model import TokenModel
-from visual_ar.plain_numbers import shown, whole
+from visual_ar.plain_numbers import shown
 from visual_ar.request import Labels, Prompt, check_prompts
 
 
@@ -47,13 +47,12 @@ class TextConditioner(Conditioner):
 
     def check(self, prompt: Prompt, class_labels: Labels, repeats: int) -> list[str]:
         """See `Conditioner.check`."""
-        count = whole("num_images_per_prompt", repeats, least=1)
         if class_labels is not None:
             raise ValueError(
                 f"class_labels must be left out for this text-conditional model, which takes a "
                 f"prompt, got {shown(class_labels)}"
             )
-        texts = [text for text in check_prompts(prompt) for _ in range(count)]
+        texts = self.repeated(check_prompts(prompt), repeats)
         if self.encoder is None:
             raise ValueError("text_encoder must be given for a text-conditional model, got None")
         if hasattr(self.encoder, "tokenize"):

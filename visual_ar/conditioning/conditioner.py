@@ -12,7 +12,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from visual_ar.models.token_model import TokenModel
+from visual_ar.plain_numbers import whole
 from visual_ar.request import Labels, Prompt
+
+MOST_PICTURES = 65_536
+"""Of one call; their options are held at once, before any is drawn."""
 
 
 class Conditioner(ABC):
@@ -60,6 +64,17 @@ class Conditioner(ABC):
         Raises:
             ValueError: the model takes the other kind, or an entry is empty or unknown.
         """
+
+    @staticmethod
+    def repeated(conditions: Sequence[Any], repeats: object) -> list[Any]:
+        """Each condition as often as pictures of it are asked for.
+
+        Raises:
+            ValueError: the number is none, or the call asks for more pictures than one may.
+        """
+        most = max(MOST_PICTURES // max(len(conditions), 1), 1)
+        count = whole("num_images_per_prompt", repeats, 1, most)
+        return [condition for condition in conditions for _ in range(count)]
 
     @abstractmethod
     def features(self, conditions: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ import diffusers
 import torch
 
 import visual_ar
+from visual_ar.processor import processor_name
 
 ROOT = Path(visual_ar.__file__).resolve().parent.parent
 
@@ -21,7 +22,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
+        "device_name": torch.cuda.get_device_name(device) if cuda else processor_name(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -32,16 +33,6 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "visual_ar": visual_ar.__version__,
         "commit": commit(),
     }
-
-
-def processor() -> str:
-    """Name of the processor, as the operating system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def commit() -> str | None:
