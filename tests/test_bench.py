@@ -252,7 +252,7 @@ def test_specifications_name_a_method_and_its_options():
         ("jacobi:speed=3", "speed must be left out with method jacobi, got 3"),
         ("sequential:window=3", "window must be left out with method sequential, got 3"),
         ("jacobi:window", "must read name=value, got 'window'"),
-        ("jacobi:window=0", "window must be 'auto' or a whole number of at least 1, got 0"),
+        ("jacobi:window=0", "window must be 'auto' or a whole number from 1 to 65536, got 0"),
         ("jacobi:coupling=tight", "coupling must be one of .*'tight'"),
     ],
 )

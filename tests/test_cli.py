@@ -186,7 +186,7 @@ def test_info_says_who_verifies_and_why(monkeypatch):
         (["--top-p", 0], "top_p must be in (0, 1], got 0.0"),
         (["--temperature", -1], "temperature must be above 0, from 1e-06 to 1e+06, got -1.0"),
         (["--method", "guess"], "method must be one of sequential"),
-        (["--method", "jacobi", "--window", 0], "at least 1, got 0"),
+        (["--method", "jacobi", "--window", 0], "from 1 to 65536, got 0"),
         (["--method", "jacobi", "--window", "wide"], "got 'wide'"),
         (["--method", "jacobi", "--init", "luck"], "got 'luck'"),
         (["--method", "jacobi-published", "--window", 4], "window must be left out"),

@@ -169,7 +169,7 @@ def test_the_command_line_takes_no_value_for_a_flag(drawing):
     [
         ("guess", {}, "method must be one of sequential, .*, got 'guess'"),
         ("jacobi", {"speed": "3"}, "speed must be left out with method jacobi, got 3"),
-        ("jacobi", {"window": 0}, "window must be 'auto' or a whole number of at least 1, got 0"),
+        ("jacobi", {"window": 0}, "window must be 'auto' or a whole number from 1 to 65536, got 0"),
         ("jacobi", {"window": 1.5}, "window must be a whole number or text, got 1.5"),
         ("jacobi", {"window": True}, "window must be a whole number or text, got True"),
         ("denoising", {"steps": "many"}, "steps must be a whole number, got 'many'"),
