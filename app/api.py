@@ -1,6 +1,7 @@
 """The wire format of OpenAI's images API: bodies to orders, pictures and errors to JSON and events.
 
-Fields and shapes follow the reference of `POST /v1/images/generations`; sampling options, the seed,
+Fields and shapes follow the reference of `POST /v1/images/generations`, where a field that asks for
+what is delivered anyway is taken and any other is refused by name; sampling options, the seed,
 and the frames and the length of what is drawn are fields of our own. Knows nothing about web
 frameworks, pipelines or engines.
 """
@@ -22,6 +23,9 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 SIDES = {"height": "size", "width": "size", "frames": "frames", "length": "length"}
 """What a pipeline's call asks a size by -> the field that says it."""
 AUTO = "auto"
+_LAYOUT = "\t\n\r"
+"""Control characters that a prompt may hold: people write it in lines."""
+_UNCOMPRESSED = 100  # per cent, what output_compression says of a format that loses nothing
 _SHOWN = 80  # characters of a refused value that an error repeats
 
 Check = Callable[[str, Any], Any]
@@ -125,7 +129,8 @@ def parse(body: bytes, model: str, limits: Limits) -> Order:
     for name in given:
         if name not in checks:
             rule = f"be one of {', '.join(checks)}"
-            raise ApiError(400, _sentence("field", rule, name), code="unknown_parameter")
+            told = name if name.isprintable() and len(name) <= _SHOWN else None
+            raise ApiError(400, _sentence("field", rule, name), told, "unknown_parameter")
     fields = {name: check(name, given[name]) for name, check in checks.items() if name in given}
     if fields.get("model", model) != model:
         raise ApiError(
@@ -135,7 +140,7 @@ def parse(body: bytes, model: str, limits: Limits) -> Order:
         raise ApiError(
             400, "prompt must be given, got none", "prompt", "missing_required_parameter"
         )
-    if "partial_images" in fields and not fields.get("stream"):
+    if fields.get("partial_images") and not fields.get("stream"):
         raise _refusal("partial_images", "be left out without stream", given["partial_images"])
     return Order(
         prompt=fields["prompt"],
@@ -210,7 +215,7 @@ def _refuse_constant(name: str) -> None:
 def _checks(limits: Limits) -> dict[str, Check]:
     """Every field that may be given, and what checks it."""
     return {
-        "prompt": _text(limits.prompt_characters),
+        "prompt": _text(limits.prompt_characters, _LAYOUT),
         "model": _text(limits.prompt_characters),
         "n": _whole(1, limits.pictures),
         "size": _sides(limits.side),
@@ -218,6 +223,17 @@ def _checks(limits: Limits) -> dict[str, Check]:
         "length": _whole(1, limits.length),
         "response_format": _choice("b64_json"),
         "output_format": _choice("png"),
+        "output_compression": _whole(_UNCOMPRESSED, _UNCOMPRESSED),
+        "quality": _choice(AUTO, "standard"),
+        "background": _choice(AUTO, "opaque"),
+        "moderation": _choice(AUTO, "low"),
+        "user": _label(limits.prompt_characters),
+        "safety_identifier": _label(limits.prompt_characters),
+        "style": _absent("say the style in the prompt"),
+        "complexity": _absent("guidance_scale and temperature are what there is"),
+        "frame_count": _absent("frames asks for the frames of a clip"),
+        "frame_duration_ms": _absent("clips have one pace"),
+        "svg": _absent("pictures are of pixels"),
         "stream": _flag,
         "partial_images": _whole(0, LARGEST_PREVIEWS),
         "seed": _whole(0, LARGEST_SEED - limits.pictures),
@@ -229,27 +245,50 @@ def _checks(limits: Limits) -> dict[str, Check]:
     }
 
 
-def _text(longest: int) -> Check:
+def _text(longest: int, allowed: str = "") -> Check:
+    """Text that is not empty, without control characters but the allowed ones."""
+    label = _label(longest, allowed)
+
+    def check(name: str, value: Any) -> str:
+        if isinstance(value, str) and not value.strip():
+            raise _refusal(name, "not be empty", value)
+        return label(name, value)
+
+    return check
+
+
+def _label(longest: int, allowed: str = "") -> Check:
+    """`_text` that may be empty."""
+
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise _refusal(name, "be text", value)
-        if not value.strip():
-            raise _refusal(name, "not be empty", value)
         if len(value) > longest:
             got = f"{len(value)} characters"
             raise ApiError(400, f"{name} must have at most {longest} characters, got {got}", name)
         for character in value:
-            if unicodedata.category(character) in ("Cc", "Cs"):
+            if character not in allowed and unicodedata.category(character) in ("Cc", "Cs"):
                 raise _refusal(name, "be without control characters", character)
         return value
 
     return check
 
 
+def _absent(instead: str) -> Check:
+    """A field that other services have. instead: what a client may do."""
+
+    def check(name: str, value: Any) -> None:
+        raise _refusal(name, f"be left out here ({instead})", value)
+
+    return check
+
+
 def _whole(least: int, most: int) -> Check:
+    rule = f"be {least}" if least == most else f"be a whole number from {least} to {most}"
+
     def check(name: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise _refusal(name, f"be a whole number from {least} to {most}", value)
+            raise _refusal(name, rule, value)
         return value
 
     return check

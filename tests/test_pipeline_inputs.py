@@ -22,7 +22,10 @@ BAD_CALLS = {
     "negative class": ({"class_labels": -1}, r"class_labels must be in 0\.\.2.*got -1"),
     "class kind": ({"class_labels": [1.5]}, r"class_labels must be in 0\.\.2.*got 1.5"),
     "class alone": ({"class_labels": 1.5}, r"class_labels must be in 0\.\.2.*got 1.5"),
-    "count": (CLASS | {"num_images_per_prompt": 0}, r"num_images_per_prompt .*from 1 to 65536, got 0"),
+    "count": (
+        CLASS | {"num_images_per_prompt": 0},
+        r"num_images_per_prompt .*from 1 to 65536, got 0",
+    ),
     "guidance": (CLASS | {"guidance_scale": -1.0}, r"guidance_scale must be at least 0, got -1"),
     "guidance kind": (CLASS | {"guidance_scale": "2"}, r"guidance_scale must be a number, got '2'"),
     "schedule": (CLASS | {"guidance_schedule": "cosine"}, r"guidance_schedule must be.*'cosine'"),

@@ -159,7 +159,7 @@ def test_the_official_client_works(tiny_pipeline, serve):
         ({"prompt": ["a"]}, "prompt", "prompt must be text, got a list"),
         ({"prompt": "x" * 1001}, "prompt", "at most 1000 characters, got 1001 characters"),
         ({"prompt": "a\x07b"}, "prompt", r"without control characters, got '\\x07'"),
-        ({"prompt": "a\nb"}, "prompt", r"without control characters, got '\\n'"),
+        ({"prompt": "a\x1b[2Jb"}, "prompt", r"without control characters, got '\\x1b'"),
         ({"prompt": "\ud800"}, "prompt", r"without control characters, got '\\ud800'"),
         ({"n": 0}, "n", "n must be a whole number from 1 to 8, got 0"),
         ({"n": True}, "n", "from 1 to 8, got True"),
@@ -184,7 +184,11 @@ def test_the_official_client_works(tiny_pipeline, serve):
         ({"temperature": 10**400}, "temperature", "got a number with too many digits"),
         ({"top_k": 70000}, "top_k", "top_k must be a whole number from 0 to 65536, got 70000"),
         ({"top_p": 0}, "top_p", "top_p must be a number from 1e-06 to 1, got 0"),
-        ({"quality": "hd"}, None, "field must be one of prompt, model, .* got 'quality'"),
+        ({"quality": "hd"}, "quality", "quality must be auto or standard, got 'hd'"),
+        ({"output_compression": 80}, "output_compression", "must be 100, got 80"),
+        ({"user": 3}, "user", "user must be text, got 3"),
+        ({"user": "x" * 1001}, "user", "at most 1000 characters"),
+        ({"steps": 3}, "steps", "field must be one of prompt, model, .* got 'steps'"),
         ({"\ud800": 1}, None, r"field must be one of .* got '\\ud800'"),
     ],
 )
@@ -216,7 +220,7 @@ def test_bodies_that_are_no_json_objects_are_refused(body, message):
 
 
 def test_prompts_of_any_script_are_accepted():
-    for prompt in ("草莓", "فراولة", "👩‍🚀", "fraise à la crème", "x" * 1000):
+    for prompt in ("a\nb", "a\r\nb\tc", "草莓", "فراولة", "👩‍🚀", "fraise à la crème", "x" * 1000):
         body = json.dumps({"prompt": prompt, "user": None}).encode()
         assert parse(body, "tiny", Limits()).prompt == prompt
 
