@@ -23,7 +23,8 @@ PLAIN = (
 FILES = ("picture_file", "png", "text_file")
 PARTS = (*PLAIN, *FILES, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
-SERVING = (*DECODING, "conditioning", "request", "output", "rendering", "companions", "loading")
+LOADING = ("companions", "component_files", "folder_schema", "loading")
+SERVING = (*DECODING, *LOADING, "conditioning", "request", "output", "rendering")
 RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method_options", "top")
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
@@ -51,8 +52,17 @@ MAY_IMPORT = {
     "conditioning": ("contracts", "plain_numbers", "request"),
     "rendering": ("contracts", "size", "tokens"),
     "companions": ("conditioning", "contracts"),
-    "component_files": ("eight_bit",),
-    "loading": ("assets", "component_files", "eight_bit", "plain_numbers", "png", "store"),
+    "component_files": ("eight_bit", "plain_numbers", "regular_file"),
+    "folder_schema": ("component_files", "plain_numbers"),
+    "loading": (
+        "assets",
+        "component_files",
+        "folder_schema",
+        "eight_bit",
+        "plain_numbers",
+        "png",
+        "store",
+    ),
     "output": (*PARTS, "cast", "loop", "rendering", "request"),
     "method_options": ("accel", "loop", "methods", "plain_numbers", "rules"),
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "pipeline", "request"),

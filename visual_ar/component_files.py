@@ -6,15 +6,47 @@ Only headers of safetensors are read. Knows no pipeline and no hub.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from visual_ar import eight_bit
+from visual_ar.plain_numbers import shown
+from visual_ar.regular_file import check_regular
+
+MOST_JSON = 16 * 2**20
+"""Bytes of a file of metadata."""
+MOST_NUMBER = 2**32
+_ROOM = 1024  # parameters that may be made beside those of the files: made twice, or of a base
+STUMBLES = (
+    *(TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError),
+    *(ArithmeticError, MemoryError, SafetensorError),
+)
+"""What readers and constructors raise that expect no damage. RecursionError is a RuntimeError."""
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns what readers stumble over in a folder, where they expect no damage, into a sentence."""
+    try:
+        yield
+    except STUMBLES as error:
+        if type(error) is ValueError:
+            raise
+        reason = shorten(str(error) or "nothing more is known", 200)
+        raise ValueError(
+            f"the files in {str(folder)!r} must be those of one saved pipeline, "
+            f"got {type(error).__name__}: {reason}"
+        ) from error
 
 
 def read_json(path: Path, rule: str) -> dict[str, Any]:
@@ -28,14 +60,35 @@ def read_json(path: Path, rule: str) -> dict[str, Any]:
         ValueError: no such file, or it holds something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        check_regular(path, str(path))
     except FileNotFoundError:
         raise ValueError(f"{rule}, got {str(path.parent)!r} without it") from None
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path} must have at most {MOST_JSON:,} bytes, got more")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        document = json.loads(text, parse_constant=_refuse_constant)
+        _check_numbers(document)
+    except RecursionError:
+        raise ValueError(f"{path} must be JSON, got lists nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} must be JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_numbers(value: Any) -> None:
+    """Raises ValueError for a whole number that no part of a model has."""
+    if isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise ValueError(f"a whole number must be at most {MOST_NUMBER}, got {shown(value)}")
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _check_numbers(entry)
 
 
 def check_weights(folder: Path, component: Any, prefix: str = "") -> None:
@@ -48,14 +101,9 @@ def check_weights(folder: Path, component: Any, prefix: str = "") -> None:
     """
     config = folder / "config.json"
     options = read_json(config, f"{folder.name} must hold config.json")
-    try:
-        with torch.device("meta"):
-            empty = component.from_config(options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{config} must describe a {component.__name__}: {error}") from None
-    state = empty.state_dict()
-    expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
     found = dict(_shapes(folder))
+    state = _empty(component, options, config, _ROOM + 4 * len(found)).state_dict()
+    expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
     for key, shape in expected.items():
         if found.get(key + eight_bit.SCALE) == shape[:1]:
             del found[key + eight_bit.SCALE]
@@ -71,6 +119,32 @@ def check_weights(folder: Path, component: Any, prefix: str = "") -> None:
             raise ValueError(f"the weights in {str(folder)!r} have an unknown parameter {key}")
 
 
+def _empty(component: Any, options: dict[str, Any], config: Path, parameters: int) -> Any:
+    """A model without values, which stops being built when it has far more than its files.
+
+    A config is a few bytes, and may ask for a billion layers.
+    """
+    builder, made = threading.get_ident(), 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += threading.get_ident() == builder
+        if made > parameters:
+            raise ValueError("it has far more parameters than the weights hold")
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return component.from_config(options)
+    except STUMBLES as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{config} must describe a {component.__name__}: {shorten(reason, 200)}"
+        ) from None
+    finally:
+        counting.remove()
+
+
 def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """Names and shapes of all weights of a component, in one file or in shards."""
     index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFETENSORS_WEIGHTS_NAME
@@ -79,10 +153,14 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
         shards = read_json(index, "weights in shards need their index").get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{index} must hold a weight_map, got none")
+        for shard in shards.values():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise ValueError(f"{index} must name files beside it, got {shown(shard)}")
         files = [folder / shard for shard in sorted(set(shards.values()))]
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise ValueError(f"{str(folder)!r} must hold {file.name}, got no such file")
+        check_regular(file, str(file))
         try:
             with safe_open(file, framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118  (not a mapping)

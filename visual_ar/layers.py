@@ -99,6 +99,14 @@ class SwiGLU(nn.Module):
         return F.dropout(x, self.dropout) if self.training else x
 
 
+def check_heads(dim: int, n_head: int) -> None:
+    """Raises ValueError unless a width can be split into heads that turn in two directions."""
+    if n_head < 1:
+        raise ValueError(f"n_head must be at least 1, got {n_head}")
+    if dim % (4 * n_head):
+        raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
+
+
 class Pass(NamedTuple):
     """What all layers of one pass share, computed once.
 

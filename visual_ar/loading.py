@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import (
     SAFETENSORS_WEIGHTS_NAME,
     is_accelerate_available,
@@ -31,9 +31,9 @@ from torch import Tensor
 from visual_ar import eight_bit
 from visual_ar.assets import bundled, local
 from visual_ar.component_files import check_weights, read_json
+from visual_ar.folder_schema import INDEX, read_index
 from visual_ar.plain_numbers import shown
 
-INDEX = "model_index.json"
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
 SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprints of its weights]
 STANDS_FOR = "_stands_for"  # component -> {fingerprint of its weights: fingerprints they replace}
@@ -147,7 +147,7 @@ def check(folder: Path, pipeline: str) -> None:
     Raises:
         ValueError: the folder holds no such pipeline, or a file of it is damaged.
     """
-    index = read_json(folder / INDEX, f"a model folder must hold {INDEX}")
+    index = read_index(folder)
     if index.get("_class_name") != pipeline:
         raise ValueError(
             f"{folder / INDEX} must describe a {pipeline}, got {index.get('_class_name')!r}"
@@ -162,6 +162,9 @@ def check(folder: Path, pipeline: str) -> None:
             component = _component(folder, name, *entry)
             if issubclass(component, ModelMixin):
                 check_weights(folder / name, component)
+            elif issubclass(component, SchedulerMixin):
+                settings = component.config_name
+                read_json(folder / name / settings, f"{name} must hold {settings}")
 
 
 class Shared(NamedTuple):
@@ -200,7 +203,7 @@ def shared(folder: Path) -> dict[str, Shared]:
         ValueError: the index does not say where they are.
     """
     path = folder / INDEX
-    index = read_json(path, f"a model folder must hold {INDEX}")
+    index = read_index(folder)
     entries = index.get(SHARED, {})
     if not isinstance(entries, dict):
         raise ValueError(f"{SHARED} in {path} must name components, got {entries!r}")
@@ -234,7 +237,7 @@ def holder(base: str, name: str, hub: Hub | None = None) -> Path:
         passed.append(base)
         folder = find_named(base, hub)
         path = folder / INDEX
-        index = read_json(path, "") if path.is_file() else {}
+        index = read_index(folder) if path.exists() else {}
         elsewhere = shared(folder) if index else {}
         if name in elsewhere:
             base = elsewhere[name].base
@@ -282,9 +285,9 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
         ValueError: a file of it is damaged.
     """
     path = folder / INDEX
-    if not path.is_file():
+    if not path.exists():
         return None
-    index = read_json(path, "")
+    index = read_index(folder)
     if BASE not in index:
         return None
     expected = {"_class_name": pipeline, BASE: str, "model": list, "scheduler": list}
@@ -309,7 +312,7 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
         index[BASE],
         weights,
         model_class,
-        read_json(folder / "model" / "config.json", ""),
+        read_json(folder / "model" / "config.json", "a model must have its config.json"),
         eight_bit.restore(load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME)),
         scheduler.from_config(read_json(settings, f"{settings.parent} must hold {settings.name}")),
     )
@@ -333,7 +336,7 @@ def answers_to(folder: Path) -> tuple[str, ...]:
     """
     own = fingerprint(folder)
     path = folder.parent / INDEX
-    replaced = (read_json(path, "") if path.is_file() else {}).get(STANDS_FOR, {})
+    replaced = (read_index(folder.parent) if path.exists() else {}).get(STANDS_FOR, {})
     # By the weights' own fingerprint, so that other weights in their place stand for nothing.
     by_weights = replaced.get(folder.name, {}) if isinstance(replaced, dict) else None
     if not isinstance(by_weights, dict) or not all(map(_texts, by_weights.values())):
@@ -369,7 +372,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def component(folder: Path, name: str) -> Any:
     """The class of a component that a saved pipeline names."""
-    index = read_json(folder / INDEX, f"a model folder must hold {INDEX}")
+    index = read_index(folder)
     return _component(folder, name, *index[name])
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from visual_ar import loading
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.companions import Companion, check_drafter
+from visual_ar.component_files import reading
 from visual_ar.diffusers_habits import (
     LoadOptions,
     Unsupported,
@@ -161,7 +162,8 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
         _check_method(method)
         again = options.get("force_download", False)
         hub = loading.Hub(token, local_files_only, options.get("cache_dir"), again)
-        pipe = cls._load(loading.find(name, revision, hub), dtype, hub)
+        with reading(folder := loading.find(name, revision, hub)):
+            pipe = cls._load(folder, dtype, hub)
         if method is not None:
             pipe.register_modules(scheduler=method)
         return pipe

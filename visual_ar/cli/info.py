@@ -1,6 +1,5 @@
 """`visual-ar info`: says what is installed, or how a picture was made; changes nothing."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +47,7 @@ def info(
         flag = "--kernels" if kernels else "--windows"
         raise ValueError(f"{flag} shows this machine and takes no subject, got {subject!r}")
     if kernels or windows:
-        document = {"kernels": verifiers()} if kernels else {}
+        document: dict[str, Any] = {"kernels": verifiers()} if kernels else {}
         document |= measured_windows() if windows else {}
         if windows and not as_json:
             document["windows"] = "\n".join(map(_why, document["windows"])) or "none yet"
@@ -82,6 +81,8 @@ def model(name: str) -> dict[str, Any]:
         ValueError: the folder's files are damaged.
     """
     from visual_ar.assets import bundled, local
+    from visual_ar.folder_schema import read_index
+    from visual_ar.loading import shared
 
     known = bundled()
     folder = local(name, known)
@@ -90,15 +91,15 @@ def model(name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"model must be bundled ({names}) or a folder with model_index.json, got {name!r}"
         )
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_index(folder)
     parts = {key: value for key, value in index.items() if not key.startswith("_")}
     components = {key: value[1] for key, value in parts.items() if _is_component(value)}
-    shared = index.get("_shared", {})
+    elsewhere = shared(folder)
 
     def described(key: str, value: str) -> dict[str, Any]:
-        if key not in shared:
+        if key not in elsewhere:
             return {"class": value, "parameters": parameters(folder / key)}
-        base = shared[key][0]
+        base = elsewhere[key].base
         count = parameters(known.get(base, Path(base)) / key)
         return {"class": value, "parameters": count, "shared with": base}
 
@@ -131,8 +132,11 @@ def parameters(component: Path) -> int:
 
     from safetensors import SafetensorError, safe_open
 
+    from visual_ar.regular_file import check_regular
+
     total = 0
     for path in component.glob("*.safetensors"):
+        check_regular(path, str(path))
         try:
             with safe_open(path, framework="numpy") as file:
                 names = set(file.keys())

@@ -32,14 +32,18 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     slots: Annotated[
-        int, typer.Option(min=1, help="Pictures drawn at once; every pass has their shape.")
+        int,
+        typer.Option(min=1, max=1024, help="Pictures drawn at once; every pass has their shape."),
     ] = 4,
     queue: Annotated[
-        int, typer.Option(min=8, help="Pictures that may wait; more are refused with 429.")
+        int,
+        typer.Option(min=8, max=65_536, help="Pictures that may wait; more are refused with 429."),
     ] = 64,
     drain: Annotated[
         int,
-        typer.Option(min=1, help="Seconds that requests have to finish after SIGTERM or Ctrl-C."),
+        typer.Option(
+            min=1, max=86_400, help="Seconds that requests have to finish after SIGTERM or Ctrl-C."
+        ),
     ] = 60,
     retune: Retune = False,
     machine: Machine,

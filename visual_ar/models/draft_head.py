@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from visual_ar import eight_bit
 from visual_ar.cache import KVCache
 from visual_ar.eight_bit import EightBitModel
-from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim, rotations_2d
+from visual_ar.layers import (
+    Block,
+    Linear,
+    Pass,
+    RMSNorm,
+    check_heads,
+    default_ffn_dim,
+    rotations_2d,
+)
 from visual_ar.models.token_model import TokenModel
 
 _PROBES = 16
@@ -58,8 +66,7 @@ class DraftHead(EightBitModel, ConfigMixin):
         made_for: list[float] | None = None,
     ) -> None:
         super().__init__()
-        if dim % (4 * n_head):
-            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
+        check_heads(dim, n_head)
         self.fc = Linear(2 * dim, dim)
         self.layer = Block(dim, n_head, ffn_dim or default_ffn_dim(dim))
         self.norm = RMSNorm(dim)

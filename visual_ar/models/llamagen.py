@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
 from visual_ar.conditioning.condition import Condition
-from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim
+from visual_ar.layers import Block, Linear, Pass, RMSNorm, check_heads, default_ffn_dim
 from visual_ar.layout import Layout, raster_layout
 from visual_ar.models.llama_shared import (
     ConditionedModel,
@@ -93,8 +93,7 @@ class LlamaGen(ConditionedModel):
         self.cls_embedding = prefix_embedder(
             dim, config.num_classes, config.caption_dim, config.caption_length
         )
-        if dim % (4 * n_head):
-            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
+        check_heads(dim, n_head)
         self.tok_embeddings: Any = self._token_embedding()
         hidden_dim = config.ffn_dim or default_ffn_dim(dim)
         self.layers = nn.ModuleList(

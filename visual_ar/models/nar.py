@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
 from visual_ar.conditioning.condition import Condition
-from visual_ar.layers import Block, Linear, Pass, RMSNorm, default_ffn_dim
+from visual_ar.layers import Block, Linear, Pass, RMSNorm, check_heads, default_ffn_dim
 from visual_ar.layout import ABSENT, Layout, neighbour_layout
 from visual_ar.models.llama_shared import (
     ConditionedModel,
@@ -111,8 +111,7 @@ class NAR(ConditionedModel):
     ) -> None:
         super().__init__()
         self.cls_embedding = prefix_embedder(dim, num_classes, caption_dim, caption_length)
-        if dim % (4 * n_head):
-            raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
+        check_heads(dim, n_head)
         self.tok_embeddings = nn.Embedding(vocab_size, dim)
         axes = len(self.grid)
         hidden_dim = ffn_dim or default_ffn_dim(dim)
