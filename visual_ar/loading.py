@@ -111,7 +111,7 @@ def _not_found(name: str | PathLike[str]) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return (
         f"model must be bundled ({', '.join(bundled()) or 'none is'}), an existing folder or "
-        f"OWNER/NAME on the Hugging Face hub, got {shown(str(name))}{hint}"
+        f"OWNER/NAME on the Hugging Face hub, got {str(name)!r}{hint}"
     )
 
 

@@ -16,7 +16,6 @@ def kernels(
         typer.Option(
             "--pictures",
             "-b",
-            min=1,
             max=4096,
             help="B, repeatable. [dim]Default: 1, 8 and 64.[/dim]",
         ),
