@@ -60,9 +60,7 @@ def _edit(file, chance):
 
 def _spoil_text(file, chance):
     """Writes something into a JSON file that is no JSON of ours."""
-    text = chance.choice(
-        ["", "{", "[" * 100_000, "[]", "null", '{"a": NaN}', "\ufeff{}", "9" * 5000]
-    )
+    text = chance.choice(SPOILT)
     file.write_text(text)
     return f"{text[:10]!r} as {file.name}"
 

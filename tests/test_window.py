@@ -77,7 +77,7 @@ def test_on_a_cpu_only_the_processor_counts(pictures, monkeypatch):
     late = chain.from_iterable((n, n + 1000 * (n % 7)) for n in count())
     monkeypatch.setattr(window.time, "perf_counter", lambda: next(late))
     ticks = count()
-    monkeypatch.setattr(window.time, "process_time", lambda: next(ticks))
+    monkeypatch.setattr(window.time, "thread_time", lambda: next(ticks))
     assert window.try_window(SpeculativeJacobiDecoding(), *pictures, 1).rate == 2
 
 

@@ -5,9 +5,10 @@ Both are measured with the window itself: in a narrow window drafts get fewer pa
 the runs of a wide one, cut off, promise it too much (on emoji min(run, 8) is 3.1 at window 64,
 where window 8 commits 2.5). A window never changes the output law.
 
-On a CPU the time is the processor's, not the clock's: what is measured is kept, and while other
-programs run, one slow moment on the clock made window 1 win, which drafts nothing. Window 1 is no
-candidate for the same reason. Knows nothing about how a method drafts.
+On a CPU the time is the processor's in the thread that draws, not the clock's: what is measured is
+kept, and while other programs run, one slow moment on the clock made window 1 win, which drafts
+nothing. That of all threads would count wide passes double, which use more of them. Window 1 is no
+candidate, whatever was measured. Knows nothing about how a method drafts.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def try_window(
 def _clock(device: torch.device) -> tuple[Callable[[], float], float]:
     """What time is measured by, and its resolution in seconds."""
     if device.type == "cpu":
-        return time.process_time, time.get_clock_info("process_time").resolution
+        return time.thread_time, time.get_clock_info("thread_time").resolution
     return time.perf_counter, time.get_clock_info("perf_counter").resolution
 
 

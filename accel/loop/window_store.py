@@ -156,7 +156,12 @@ def _described(sampling: Sampling) -> dict[str, list[Any]]:
     """The options that occur, each once. Seeds are none: a window is for all of them."""
     options = sampling._asdict()
     del options["seed"]
-    return {name: value.cpu().unique(dim=0).tolist() for name, value in options.items()}
+    found = {name: value.cpu().unique(dim=0).tolist() for name, value in options.items()}
+    # The same at every rank, as nearly always, is told once.
+    scales = [
+        row[0] if isinstance(row, list) and len(set(row)) == 1 else row for row in found["guidance"]
+    ]
+    return {**found, "guidance": scales}
 
 
 def _key(wanted: Mapping[str, Any]) -> str:
