@@ -16,7 +16,7 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "layout", "packed"),
+    *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "hub", "layout", "packed"),
     *("plain_numbers", "processor", "regular_file", "sampling", "size", "store", "user_errors"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
@@ -55,20 +55,15 @@ MAY_IMPORT = {
     "component_files": ("eight_bit", "plain_numbers", "regular_file"),
     "folder_schema": ("component_files", "plain_numbers"),
     "loading": (
-        "assets",
-        "component_files",
-        "folder_schema",
-        "eight_bit",
-        "plain_numbers",
-        "png",
-        "store",
+        *("assets", "component_files", "eight_bit", "folder_schema", "hub", "plain_numbers"),
+        *("png", "store"),
     ),
     "output": (*PARTS, "cast", "loop", "rendering", "request"),
     "method_options": ("accel", "loop", "methods", "plain_numbers", "rules"),
     "provenance": (*PARTS, "accel", "loop", "method_options", "output", "pipeline", "request"),
     "drawing_pipeline": SERVING,
     "pipeline": (*SERVING, "drawing_pipeline"),
-    "checkpoint_file": ("plain_numbers",),
+    "checkpoint_file": ("component_files",),
     "conversion": (
         *(*PARTS, "checkpoint_file", "models", "tokenizers", "pipeline", "loading"),
         "text_encoder",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visual_ar import loading
+from visual_ar import hub
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.diffusers_habits import INSTEAD_OF_CALL
 from visual_ar.pipeline import VisualARPipeline
@@ -73,11 +73,15 @@ def test_loading_refuses_before_it_looks_for_the_model(options, error, message):
 def test_the_hub_is_asked_as_the_user_says(monkeypatch, folder):
     asked = {}
 
+    def unreachable(name, **options):
+        raise OSError(name)
+
     def download(name, **options):
         asked.update(options, name=name)
         return str(folder)
 
-    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(hub, "model_info", unreachable)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     VisualARPipeline.from_pretrained("a/b", cache_dir="c", force_download=True, token="t")
     assert (asked["cache_dir"], asked["force_download"], asked["token"]) == (Path("c"), True, "t")
 

@@ -13,8 +13,11 @@ import time
 
 import pytest
 
-from visual_ar import VisualARPipeline
+from visual_ar import VisualARPipeline, loading
+from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.cli.info import model as described
+from visual_ar.models.denoising import DenoisingLlamaGen
+from visual_ar.training.bundle import save_delta, share
 
 MUTATIONS = 160
 SECONDS, MEGABYTES = 5, 500
@@ -114,11 +117,51 @@ def check(act, folder, what):
 
 
 @pytest.fixture
-def whole(tiny_text_pipeline, tiny_pipeline, tmp_path):
-    """Two saved pipelines, one of words and one of classes."""
-    tiny_text_pipeline.save_pretrained(tmp_path / "words")
-    tiny_pipeline.save_pretrained(tmp_path / "classes")
-    return [tmp_path / "words", tmp_path / "classes"]
+def whole(tiny_text_pipeline, tiny_pipeline, tmp_path, monkeypatch):
+    """Saved pipelines: of words, of classes, one in shards that shares a part, one that adds."""
+    words, classes, shares, adds = (
+        tmp_path / name for name in ("words", "classes", "shares", "adds")
+    )
+    monkeypatch.setattr(loading, "bundled", lambda: {"words": words})
+    tiny_text_pipeline.save_pretrained(words)
+    tiny_pipeline.save_pretrained(classes)
+    tiny_text_pipeline.save_pretrained(shares, max_shard_size=4000)
+    share(shares, "text_encoder", "words")
+    added = DenoisingLlamaGen.from_base(tiny_text_pipeline.model, {"adapter_dim": 4})
+    made_for = loading.fingerprint(words / "model")
+    save_delta(added, "words", made_for, SpeculativeDenoisingDecoding(), adds)
+    return [words, classes, shares, adds]
+
+
+def test_folders_that_are_whole_are_loaded(whole):
+    for folder in whole:
+        assert check(VisualARPipeline.from_pretrained, folder, folder.name) is None
+        assert check(described, f"{folder}/", folder.name) is None
+
+
+def test_a_base_that_has_a_base_is_refused(whole, monkeypatch):
+    """As a folder of the hub can, which names itself with the fingerprint of its own weights."""
+    adds = whole[3]
+    monkeypatch.setattr(loading, "bundled", lambda: {"words": adds})
+    path = adds / "model_index.json"
+    own = loading.fingerprint(adds / "model")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_base_sha256": own}))
+    refused = check(VisualARPipeline.from_pretrained, adds, "circle")
+    assert refused == "_base must be a whole pipeline, got 'words', which has one too"
+
+
+def test_a_header_that_no_model_needs_is_refused(whole):
+    file = whole[1] / "model" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes((2**26).to_bytes(8, "little") + b"{")
+    for act in (VisualARPipeline.from_pretrained, described):
+        assert "its header has at most" in check(act, f"{whole[1]}/", "header")
+
+
+def test_buffers_are_no_parameters(whole, tiny_text_pipeline):
+    model = tiny_text_pipeline.model
+    assert "cls_embedding.uncond_embedding" in dict(model.named_buffers())
+    told = described(f"{whole[0]}/")["components"]["model"]["parameters"]
+    assert told == sum(weight.numel() for weight in model.parameters())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pipes among its files")

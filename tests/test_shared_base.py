@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from visual_ar import eight_bit, loading
+from visual_ar import eight_bit, hub, loading
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
@@ -62,11 +62,15 @@ def asked(trained, tiny_text_pipeline, known, monkeypatch):
     known.clear()
     calls = []
 
+    def unreachable(name, **options):
+        raise OSError(name)
+
     def download(name, **options):
         calls.append((name, options))
         return str(trained / name.removeprefix("o/"))
 
-    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(hub, "model_info", unreachable)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     return calls
 
 

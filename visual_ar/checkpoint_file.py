@@ -6,7 +6,6 @@ are read, and every other name stands for one inert class. Knows no family.
 
 from __future__ import annotations
 
-import json
 import pickle
 import pickletools
 import zipfile
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from visual_ar.plain_numbers import shown
+from visual_ar.component_files import shard_files
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX = ".index.json"  # of weights in shards
@@ -133,21 +132,14 @@ def _check_first_bytes(path: Path) -> None:
 
 def _read_shards(index: Path) -> dict[str, Any]:
     """The parameters of all shards that an index beside them names."""
-    try:
-        document = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{index} must be JSON: {error}") from None
-    places = document.get("weight_map") if isinstance(document, dict) else None
-    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
-    for name in names:
-        plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith((*_PICKLED, ".safetensors")):
-            raise ValueError(
-                f"{index} must name files beside it in its weight_map, got {shown(name)}"
-            )
     state: dict[str, Any] = {}
-    for name in sorted(set(names)):
-        state.update(read_checkpoint(index.parent / name))
+    for file in shard_files(index):
+        if file.suffix not in (*_PICKLED, ".safetensors"):
+            raise ValueError(
+                f"{index} must name files beside it in its weight_map that hold weights, "
+                f"got {file.name}"
+            )
+        state.update(read_checkpoint(file))
     return state
 
 

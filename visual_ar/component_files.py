@@ -6,6 +6,7 @@ Only headers of safetensors are read. Knows no pipeline and no hub.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -99,10 +101,8 @@ def check_weights(folder: Path, component: Any, prefix: str = "") -> None:
         component: its class.
         prefix: of the parameters that the files must hold.
     """
-    config = folder / "config.json"
-    options = read_json(config, f"{folder.name} must hold config.json")
-    found = dict(_shapes(folder))
-    state = _empty(component, options, config, _ROOM + 4 * len(found)).state_dict()
+    found = shapes(folder)
+    state = _empty(folder, component, len(found)).state_dict()
     expected = {key: list(state[key].shape) for key in state if key.startswith(prefix)}
     for key, shape in expected.items():
         if found.get(key + eight_bit.SCALE) == shape[:1]:
@@ -119,17 +119,39 @@ def check_weights(folder: Path, component: Any, prefix: str = "") -> None:
             raise ValueError(f"the weights in {str(folder)!r} have an unknown parameter {key}")
 
 
-def _empty(component: Any, options: dict[str, Any], config: Path, parameters: int) -> Any:
+def count_parameters(folder: Path, component: Any) -> int:
+    """Numbers in a component's files that training changes; buffers and scales are none.
+
+    Raises:
+        ValueError: as `shapes`, or the config describes no such component.
+    """
+    if not issubclass(component, nn.Module):
+        return 0
+    found = shapes(folder)
+    if not issubclass(component, ModelMixin):  # of another library, whose configs are its own
+        return sum(map(math.prod, found.values()))
+    trained = dict(_empty(folder, component, len(found)).named_parameters())
+    return sum(math.prod(shape) for name, shape in found.items() if name in trained)
+
+
+def _empty(folder: Path, component: Any, stored: int) -> Any:
     """A model without values, which stops being built when it has far more than its files.
 
     A config is a few bytes, and may ask for a billion layers.
+
+    Args:
+        folder: of the component, whose config tells its options.
+        component: its class.
+        stored: how many tensors its files hold.
     """
-    builder, made = threading.get_ident(), 0
+    config = folder / "config.json"
+    options = read_json(config, f"{folder.name} must hold config.json")
+    builder, made, most = threading.get_ident(), 0, _ROOM + 4 * stored
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal made
         made += threading.get_ident() == builder
-        if made > parameters:
+        if made > most:
             raise ValueError("it has far more parameters than the weights hold")
 
     counting = register_module_parameter_registration_hook(count)
@@ -145,25 +167,51 @@ def _empty(component: Any, options: dict[str, Any], config: Path, parameters: in
         counting.remove()
 
 
-def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of all weights of a component, in one file or in shards."""
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes by name of all weights of a component, in one file or in shards.
+
+    Raises:
+        ValueError: a file is missing, damaged, or none.
+    """
     index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFETENSORS_WEIGHTS_NAME
-    files = [single]
-    if index.exists():
-        shards = read_json(index, "weights in shards need their index").get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"{index} must hold a weight_map, got none")
-        for shard in shards.values():
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise ValueError(f"{index} must name files beside it, got {shown(shard)}")
-        files = [folder / shard for shard in sorted(set(shards.values()))]
-    for file in files:
+    found: dict[str, list[int]] = {}
+    for file in shard_files(index) if index.exists() else [single]:
         if not file.exists():
             raise ValueError(f"{str(folder)!r} must hold {file.name}, got no such file")
-        check_regular(file, str(file))
+        _check_header(file)
         try:
             with safe_open(file, framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118  (not a mapping)
-                    yield key, weights.get_slice(key).get_shape()
+                    found[key] = weights.get_slice(key).get_shape()
         except SafetensorError as error:
             raise ValueError(f"{file} must be a whole safetensors file: {error}") from None
+    return found
+
+
+def shard_files(index: Path) -> list[Path]:
+    """The files that the index of weights in shards names, which lie beside it.
+
+    Raises:
+        ValueError: it is no such index, or names something else.
+    """
+    places = read_json(index, "weights in shards need their index").get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} must hold a weight_map, got {shown(places)}")
+    for name in places.values():
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise ValueError(
+                f"{index} must name files beside it in its weight_map, got {shown(name)}"
+            )
+    return [index.parent / name for name in sorted(set(places.values()))]
+
+
+def _check_header(file: Path) -> None:
+    """Raises ValueError unless the header of a safetensors file is one that a model needs."""
+    check_regular(file, str(file))
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if length > MOST_JSON:
+        raise ValueError(
+            f"{file} must be a whole safetensors file: its header has at most {MOST_JSON:,} bytes, "
+            f"got {length}"
+        )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -20,11 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from diffusers.utils import (
-    SAFETENSORS_WEIGHTS_NAME,
-    is_accelerate_available,
-)
-from huggingface_hub import snapshot_download
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,29 +27,12 @@ from visual_ar import eight_bit
 from visual_ar.assets import bundled, local
 from visual_ar.component_files import check_weights, read_json
 from visual_ar.folder_schema import INDEX, read_index
+from visual_ar.hub import Hub, download, is_hub_name
 from visual_ar.plain_numbers import shown
 
 BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
 SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprints of its weights]
 STANDS_FOR = "_stands_for"  # component -> {fingerprint of its weights: fingerprints they replace}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # never pickles, never code
-
-
-class Hub(NamedTuple):
-    """How the Hugging Face hub is asked.
-
-    Attributes:
-        token: for repositories that are not public.
-        offline: use only what the cache holds.
-        cache: folder of the cache; None is the hub's own.
-        anew: download again what the cache holds.
-    """
-
-    token: str | None = None
-    offline: bool = False
-    cache: str | PathLike[str] | None = None
-    anew: bool = False
 
 
 def find(name: str | PathLike[str], revision: str | None = None, hub: Hub | None = None) -> Path:
@@ -80,8 +58,8 @@ def find(name: str | PathLike[str], revision: str | None = None, hub: Hub | None
         return path
     if path.exists():
         raise NotADirectoryError(f"model must be a folder, got the file {str(path)!r}")
-    if isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _download(name, revision, hub or Hub())
+    if isinstance(name, str) and is_hub_name(name):
+        return download(name, revision, hub or Hub())
     raise FileNotFoundError(_not_found(name))
 
 
@@ -101,8 +79,8 @@ def find_named(name: str, hub: Hub | None = None) -> Path:
     """
     if name in bundled():
         return bundled()[name]
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _download(name, None, hub or Hub())
+    if is_hub_name(name):
+        return download(name, None, hub or Hub())
     raise FileNotFoundError(_not_found(name))
 
 
@@ -113,26 +91,6 @@ def _not_found(name: str | PathLike[str]) -> str:
         f"model must be bundled ({', '.join(bundled()) or 'none is'}), an existing folder or "
         f"OWNER/NAME on the Hugging Face hub, got {str(name)!r}{hint}"
     )
-
-
-def _download(name: str, revision: str | None, hub: Hub) -> Path:
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            token=hub.token,
-            cache_dir=None if hub.cache is None else Path(hub.cache),
-            force_download=hub.anew,
-            local_files_only=hub.offline,
-            allow_patterns=_HUB_FILES,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(
-            f"model must be an existing folder or a repository that the Hugging Face hub gives, "
-            f"got {name!r}: {reason}"
-        ) from error
-    return Path(folder)
 
 
 def check(folder: Path, pipeline: str) -> None:
@@ -150,7 +108,7 @@ def check(folder: Path, pipeline: str) -> None:
     index = read_index(folder)
     if index.get("_class_name") != pipeline:
         raise ValueError(
-            f"{folder / INDEX} must describe a {pipeline}, got {index.get('_class_name')!r}"
+            f"{folder / INDEX} must describe a {pipeline}, got {shown(index.get('_class_name'))}"
         )
     elsewhere = shared(folder)
     for name, entry in index.items():
@@ -206,7 +164,7 @@ def shared(folder: Path) -> dict[str, Shared]:
     index = read_index(folder)
     entries = index.get(SHARED, {})
     if not isinstance(entries, dict):
-        raise ValueError(f"{SHARED} in {path} must name components, got {entries!r}")
+        raise ValueError(f"{SHARED} in {path} must name components, got {shown(entries)}")
     found = {}
     for name, entry in entries.items():
         base, weights = entry if isinstance(entry, list) and len(entry) == 2 else ("", "")
@@ -214,7 +172,7 @@ def shared(folder: Path) -> dict[str, Shared]:
         if not isinstance(base, str) or not _texts(weights) or len(kind) != 2:
             raise ValueError(
                 f"{SHARED} in {path} must give a pipeline and a fingerprint for a component, "
-                f"got {entry!r} for {name!r}"
+                f"got {shown(entry)} for {shown(name)}"
             )
         found[name] = Shared(base, _texts(weights), _component(folder, name, *kind))
     return found
@@ -294,12 +252,12 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     for key, value in expected.items():
         found = index.get(key)
         if found != value and not (isinstance(value, type) and isinstance(found, value)):
-            raise ValueError(f"{key} in {path} must be {value}, got {found!r}")
+            raise ValueError(f"{key} in {path} must be {value}, got {shown(found)}")
     weights = _texts(index.get(BASE_SHA256))
     if not weights:
         raise ValueError(
             f"{BASE_SHA256} in {path} must be a text or a list of texts, "
-            f"got {index.get(BASE_SHA256)!r}"
+            f"got {shown(index.get(BASE_SHA256))}"
         )
     model_class = _component(folder, "model", *index["model"])
     prefix = getattr(model_class, "delta_prefix", None)
@@ -319,12 +277,14 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the weights in a component's folder, as they are in float16."""
+    """A digest of a component's weights, as they are in float16, however many files hold them."""
+    stored: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        stored |= load_file(file)
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, value in sorted(eight_bit.restore(load_file(file)).items()):
-            digest.update(name.encode())
-            digest.update(value.to(torch.float16).contiguous().numpy().tobytes())
+    for name, value in sorted(eight_bit.restore(stored).items()):
+        digest.update(name.encode())
+        digest.update(value.to(torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -342,13 +302,19 @@ def answers_to(folder: Path) -> tuple[str, ...]:
     if not isinstance(by_weights, dict) or not all(map(_texts, by_weights.values())):
         raise ValueError(
             f"{STANDS_FOR} in {path} must give fingerprints for those of a component, "
-            f"got {replaced!r}"
+            f"got {shown(replaced)}"
         )
     return (own, *_texts(by_weights.get(own)))
 
 
 def check_base(delta: Delta, folder: Path) -> None:
-    """Raises ValueError unless the pipeline in `folder` has the weights that `delta` adds to."""
+    """Makes sure that a pipeline is what `delta` adds to.
+
+    Raises:
+        ValueError: it has other weights, or adds to another itself, which could go on for ever.
+    """
+    if BASE in read_index(folder):
+        raise ValueError(f"{BASE} must be a whole pipeline, got {delta.base!r}, which has one too")
     _check_fingerprint(folder / "model", delta.base, delta.fingerprints)
 
 
@@ -371,9 +337,15 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def component(folder: Path, name: str) -> Any:
-    """The class of a component that a saved pipeline names."""
-    index = read_index(folder)
-    return _component(folder, name, *index[name])
+    """The class of a component that a saved pipeline names.
+
+    Raises:
+        ValueError: it names none, or one that is not of this library.
+    """
+    entry = read_index(folder).get(name)
+    if not isinstance(entry, list) or len(_texts(entry)) != 2:
+        raise ValueError(f"{name} in {folder / INDEX} must name a class, got {shown(entry)}")
+    return _component(folder, name, *entry)
 
 
 def _component(folder: Path, name: str, module: str, class_name: str) -> Any:
@@ -386,6 +358,6 @@ def _component(folder: Path, name: str, module: str, class_name: str) -> Any:
     if not isinstance(found, type):
         raise ValueError(
             f"{name} in {folder / INDEX} must be a class of this library, "
-            f"got {class_name!r} of {module!r}"
+            f"got {shown(class_name)} of {shown(module)}"
         )
     return found

@@ -28,6 +28,7 @@ from visual_ar.diffusers_habits import (
     one_dtype,
 )
 from visual_ar.drawing_pipeline import DrawingPipeline
+from visual_ar.hub import Hub
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, VisualAROutput
@@ -161,7 +162,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
         method = options.get("scheduler")
         _check_method(method)
         again = options.get("force_download", False)
-        hub = loading.Hub(token, local_files_only, options.get("cache_dir"), again)
+        hub = Hub(token, local_files_only, options.get("cache_dir"), again)
         with reading(folder := loading.find(name, revision, hub)):
             pipe = cls._load(folder, dtype, hub)
         if method is not None:
@@ -169,7 +170,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
         return pipe
 
     @classmethod
-    def _load(cls, folder: Path, dtype: torch.dtype | None, hub: loading.Hub) -> VisualARPipeline:
+    def _load(cls, folder: Path, dtype: torch.dtype | None, hub: Hub) -> VisualARPipeline:
         """The pipeline in a folder, with the method that was saved."""
         delta = loading.read_delta(folder, cls.__name__)
         if delta is not None:

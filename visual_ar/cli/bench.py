@@ -64,7 +64,6 @@ class Compared:
             help="Prompt or class to draw, repeatable; pictures take them in turn.",
         ),
     ] = None
-
     retune: Retune = False
 
     def specs(self) -> list[str]:

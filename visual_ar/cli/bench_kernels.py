@@ -29,7 +29,7 @@ def kernels(
     vocabulary: Annotated[
         list[int] | None,
         typer.Option(
-            "--vocabulary", min=1, max=1048576, help="V, repeatable. [dim]Default: 16384.[/dim]"
+            "--vocabulary", min=1, max=1_048_576, help="V, repeatable. [dim]Default: 16384.[/dim]"
         ),
     ] = None,
     rule: Annotated[

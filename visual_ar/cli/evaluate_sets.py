@@ -363,15 +363,14 @@ def _tokenizer(model: str, dtype: "torch.dtype") -> "VisualTokenizer":
         OSError: no such model, or the hub cannot be reached.
         ValueError: the folder holds no image tokenizer.
     """
-    import json
-
     from visual_ar import loading, tokenizers
+    from visual_ar.component_files import read_json
 
     folder = loading.find(model)
     if (folder / "image_tokenizer").is_dir():
         folder = folder / "image_tokenizer"
     config = folder / "config.json"
-    name = json.loads(config.read_bytes()).get("_class_name") if config.is_file() else None
+    name = read_json(config, "").get("_class_name") if config.exists() else None
     if name not in tokenizers.CLASSES:
         raise ValueError(f"model must have an image tokenizer, got {model!r} without one")
     kind = getattr(tokenizers, name)

@@ -81,8 +81,8 @@ def model(name: str) -> dict[str, Any]:
         ValueError: the folder's files are damaged.
     """
     from visual_ar.assets import bundled, local
+    from visual_ar.component_files import reading
     from visual_ar.folder_schema import read_index
-    from visual_ar.loading import shared
 
     known = bundled()
     folder = local(name, known)
@@ -91,22 +91,14 @@ def model(name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"model must be bundled ({names}) or a folder with model_index.json, got {name!r}"
         )
-    index = read_index(folder)
-    parts = {key: value for key, value in index.items() if not key.startswith("_")}
-    components = {key: value[1] for key, value in parts.items() if _is_component(value)}
-    elsewhere = shared(folder)
-
-    def described(key: str, value: str) -> dict[str, Any]:
-        if key not in elsewhere:
-            return {"class": value, "parameters": parameters(folder / key)}
-        base = elsewhere[key].base
-        count = parameters(known.get(base, Path(base)) / key)
-        return {"class": value, "parameters": count, "shared with": base}
-
+    with reading(folder):
+        parts = {k: v for k, v in read_index(folder).items() if not k.startswith("_")}
+        components = {key: value[1] for key, value in parts.items() if _is_component(value)}
+        described = {key: _component(folder, key, value) for key, value in components.items()}
     return {
         "name": name,
         "path": str(folder),
-        "components": {key: described(key, value) for key, value in components.items()},
+        "components": described,
         "settings": {
             key: value
             for key, value in parts.items()
@@ -120,31 +112,22 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
-def parameters(component: Path) -> int:
-    """Returns the number of weights of a component, from the headers of its files.
+def _component(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    """What a component is, and its parameters where its files lie on this machine."""
+    from visual_ar import loading
+    from visual_ar.component_files import count_parameters
+    from visual_ar.hub import Hub
 
-    The scales of weights in 8 bits, named after what they scale, are none of its weights.
-
-    Raises:
-        ValueError: a file is damaged.
-    """
-    from math import prod
-
-    from safetensors import SafetensorError, safe_open
-
-    from visual_ar.regular_file import check_regular
-
-    total = 0
-    for path in component.glob("*.safetensors"):
-        check_regular(path, str(path))
+    elsewhere = loading.shared(folder).get(name)
+    found: dict[str, Any] = {"class": kind}
+    place = folder / name
+    if elsewhere is not None:
+        found["shared with"] = elsewhere.base
         try:
-            with safe_open(path, framework="numpy") as file:
-                names = set(file.keys())
-                own = [name for name in names if name.rpartition(".")[0] not in names]
-                total += sum(prod(file.get_slice(name).get_shape()) for name in own)
-        except SafetensorError as error:
-            raise ValueError(f"weights must be a whole safetensors file, {path}: {error}") from None
-    return total
+            place = loading.holder(elsewhere.base, name, Hub(offline=True))
+        except OSError:  # the hub was never asked for it
+            return found
+    return {**found, "parameters": count_parameters(place, loading.component(folder, name))}
 
 
 def verifiers() -> dict[str, Any]:

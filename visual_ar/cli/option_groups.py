@@ -255,7 +255,7 @@ class Amount:
         ),
     ] = None
     rounds: Annotated[
-        int, typer.Option(min=1, max=10000, help="Timed rounds.", rich_help_panel=AMOUNT)
+        int, typer.Option(min=1, max=10_000, help="Timed rounds.", rich_help_panel=AMOUNT)
     ] = 3
     warmup: Annotated[
         int,

@@ -20,6 +20,8 @@ from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
 from visual_ar.eight_bit import EightBitModel
+from visual_ar.folder_schema import read_index
+from visual_ar.hub import Hub
 from visual_ar.models.bitwise import SubcodeLlamaGen
 from visual_ar.models.denoising import DenoisingLlamaGen
 from visual_ar.models.draft_head import DraftHead
@@ -160,13 +162,13 @@ def share(folder: Path, name: str, base: str) -> None:
         ValueError: the two components differ by more than that the other is stored in 8 bits.
         FileNotFoundError: there is no such pipeline.
     """
-    theirs = loading.answers_to(loading.holder(base, name, loading.Hub(offline=True)))
+    theirs = loading.answers_to(loading.holder(base, name, Hub(offline=True)))
     own = loading.fingerprint(folder / name)
     if own not in theirs or not (folder / name).is_dir():
         other = theirs[0][:12]
         raise ValueError(f"{name} must have the weights of {base!r}, {other}, got {own[:12]}")
     either = own if own == theirs[0] else [theirs[0], own]
-    index = _read_index(folder)
+    index = read_index(folder)
     index[loading.SHARED] = index.get(loading.SHARED, {}) | {name: [base, either]}
     _write_index(folder, index)
     shutil.rmtree(folder / name)
@@ -196,7 +198,7 @@ def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = N
         shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
     for name in ("text_encoder", "image_tokenizer"):
         if base and (beside / name).is_dir():
-            theirs = loading.answers_to(loading.holder(base, name, loading.Hub(offline=True)))
+            theirs = loading.answers_to(loading.holder(base, name, Hub(offline=True)))
             if loading.fingerprint(beside / name) in theirs:
                 share(beside, name, base)
     for path in sorted(beside.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")):
@@ -212,13 +214,9 @@ def _store_in_8_bits(folder: Path, name: str) -> None:
     found = loading.fingerprint(folder / name)
     if found in replaced:
         return
-    index = _read_index(folder)
+    index = read_index(folder)
     index[loading.STANDS_FOR] = index.get(loading.STANDS_FOR, {}) | {name: {found: list(replaced)}}
     _write_index(folder, index)
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / loading.INDEX).read_text()))
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ A row in `MODELS` says which class a recipe trains, one in `HEADS` which tokens 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_ar.component_files import read_json
 from visual_ar.models.bitwise import BitLlamaGen, SubcodeLlamaGen
 from visual_ar.models.llama_shared import CaptionEmbedder
 from visual_ar.models.llamagen import LlamaGen
@@ -155,7 +155,8 @@ def _load(path: Path, wanted: Any, what_for: str) -> Any:
         raise FileNotFoundError(
             f"the tokenizer must be trained first: recipe {path.parent.name} into {path.parent}"
         )
-    found = json.loads((path / "config.json").read_text())["_class_name"]
+    config = read_json(path / "config.json", "a tokenizer must have its config.json")
+    found = config.get("_class_name")
     if found != wanted.__name__:
         raise ValueError(
             f"tokenizer must be a {wanted.__name__} {what_for}, got a {found} in {path.parent.name}"
