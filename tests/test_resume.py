@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from visual_ar.training.progress import (
+    CHECKPOINT,
     Average,
     Clock,
+    Log,
     build_optimisers,
     check_resumed,
+    load_checkpoint,
     progress_state,
     save_checkpoint,
 )
@@ -101,3 +106,65 @@ def test_a_checkpoint_from_before_an_option_or_a_fingerprint_had_the_default(
     check_resumed(tmp_path, RECIPE, SOURCES)
     with pytest.raises(ValueError, match=r"captions\.rate 0\.1, got 0\.2"):
         check_resumed(tmp_path, replace(RECIPE, captions=Captions(rate=0.2)), SOURCES)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _other_tensors(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def _no_state(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path, metadata={"state": "[" * 100_000})
+
+
+def _lost_tensor(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+    save_file({"weight": torch.zeros(2)}, path, metadata=told)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_cut, _other_tensors, _no_state, _lost_tensor, _folder])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: Any) -> None:
+    _save(tmp_path, RECIPE)
+    damage(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors must be a (whole check|file)"):
+        load_checkpoint(tmp_path)
+    if damage is not _lost_tensor:  # which a recipe does not hold
+        with pytest.raises(ValueError, match=r"checkpoint.safetensors must be a (whole|file)"):
+            check_resumed(tmp_path, RECIPE, SOURCES)
+
+
+def test_a_checkpoint_without_its_recipe_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"recipe": 3})
+    with pytest.raises(ValueError, match="must tell the recipe of its run"):
+        check_resumed(tmp_path, RECIPE, SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"loss,seconds\n1.5,3\n", "must tell the step in every row, got"),
+        (b"step,loss\nten,3\n", "must tell the step in every row, got"),
+        (b"step,loss\n10,3,4,5\n", "must tell the step in every row, got"),
+        (b"\xff\xfe\x00step", "must be a table with a column step"),
+        (b'step,loss\n"10,3\n', "must be a table with a column step"),
+    ],
+)
+def test_a_damaged_log_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Log(tmp_path / "log.csv", 100)
+
+
+def test_a_log_whose_last_row_was_cut_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n10,3\n20")
+    Log(tmp_path / "log.csv", 15).write({"step": 20, "loss": 2.5})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "10,3", "20,2.5"]

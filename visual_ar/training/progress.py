@@ -10,14 +10,17 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from visual_ar.plain_numbers import shown
+from visual_ar.regular_file import check_regular
 from visual_ar.training.muon import Muon
 from visual_ar.training.recipe import Optimiser, Recipe
 
@@ -165,9 +168,26 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """What `save_checkpoint` wrote, or None where there is nothing yet."""
     if not has_checkpoint(directory):
         return None
-    with safe_open(directory / CHECKPOINT, "pt") as file:
-        skeleton = json.loads(file.metadata()["state"])
-        return _join(skeleton, file)
+    with _opened(directory / CHECKPOINT) as (skeleton, file):
+        return dict(_join(skeleton, file))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The skeleton of a checkpoint and its open file, from which only entries may be read here.
+
+    Raises:
+        ValueError: it is damaged, or no checkpoint of a run.
+    """
+    check_regular(path, str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            yield json.loads(file.metadata()["state"]), file
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} must be a whole checkpoint, got {type(error).__name__}; "
+            "move it away to begin anew"
+        ) from error
 
 
 def check_resumed(directory: Path, recipe: Recipe, sources: Mapping[str, str]) -> None:
@@ -187,6 +207,8 @@ def check_resumed(directory: Path, recipe: Recipe, sources: Mapping[str, str]) -
     stored = _read_entries(directory, ("recipe", *sources))
     if stored is None:
         return
+    if not isinstance(stored.get("recipe"), dict):
+        raise ValueError(f"{directory / CHECKPOINT} must tell the recipe of its run, got none")
     rule = f"{directory} must be a new folder: its checkpoint was trained with"
     for key, before, now in _changes(stored["recipe"], recipe):
         if key.partition(".")[0] not in FREE:
@@ -203,8 +225,8 @@ def _read_entries(directory: Path, names: Sequence[str]) -> dict[str, Any] | Non
     """Some entries of a checkpoint, those that it has; None where there is no checkpoint."""
     if not has_checkpoint(directory):
         return None
-    with safe_open(directory / CHECKPOINT, "pt") as file:
-        entries = dict(json.loads(file.metadata()["state"])["dict"])
+    with _opened(directory / CHECKPOINT) as (skeleton, file):
+        entries = dict(skeleton["dict"])
         return {name: _join(entries[name], file) for name in names if name in entries}
 
 
@@ -320,8 +342,16 @@ class Log:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    check_regular(path, str(path))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a table with a column step: {error}") from None
+    for row in rows:
+        if None in row or not str(row.get("step")).isdecimal():
+            raise ValueError(f"{path} must tell the step in every row, got {shown(row)}")
+    return rows
 
 
 def write_json(path: Path, value: Any) -> None:
