@@ -43,11 +43,11 @@ def clock(monkeypatch, readings):
         ([5, 4, 3, 2, 1], 1),
         ([1, 2, 3, 4, 3], 8),
         ([2, 3, 1.6, 4, 1], 8),
-        ([2, 3, 1.4, 4, 1], 2),
-        ([1, 1, 1, 1, 1], 1),
+        ([4, 3, 2, 1, 5], 1),  # a peak, and none that lies beyond a valley
+        ([1, 1, 1, 1, 1], 4),
     ],
 )
-def test_the_window_with_the_most_tokens_a_second_wins(rates, best):
+def test_the_window_with_more_tokens_a_second_than_its_neighbours_wins(rates, best):
     by_window = dict(zip((1, 2, 4, 8, 16), rates, strict=True))
     found = window.fastest_window(list(by_window), lambda width: Trial(by_window[width], 1.0))
     assert found.window == best

@@ -31,8 +31,7 @@ from visual_ar.sampling import Sampling
 CANDIDATES = (2, 4, 8, 16, 32, 64)
 WIDEST = 65_536
 """Ranks that a window may have; no pass is wider than its picture, so more says nothing."""
-_TOKENS, _PASSES = 40, 20  # a window is tried until so much of every picture is decoded
-_HOPELESS = 0.5  # a window as slow against the best so far ends the trial: wider ones are slower
+_TOKENS, _LEAST = 128, 40  # a window is tried on so many tokens, and on so many of every picture
 
 
 class WindowedDecoding(Decoding):
@@ -98,19 +97,26 @@ def tuned_window(
 
 
 def fastest_window(candidates: Sequence[int], attempt: Callable[[int], Trial]) -> Measured:
-    """The candidate with the most tokens a second.
+    """A candidate that decodes more tokens a second than those next to it.
+
+    The rate rises with the window until passes cost more than they bring, so three trials tell most
+    of it. They are long ones: on the first 40 tokens of one emoji, window 2 or 4 won for some
+    prompts, and 16 decodes the whole picture 1.3 times as fast.
 
     Args:
         candidates: windows, ascending, at least one.
-        attempt: tries a window; not asked once they have fallen far below the best.
+        attempt: tries a window.
     """
     trials: dict[int, Trial] = {}
-    for window in candidates:
-        trials[window] = attempt(window)
-        best = max(trial.rate for trial in trials.values())
-        if trials[window].rate < _HOPELESS * best:
-            break
-    return Measured(max(trials, key=lambda window: trials[window].rate), trials)
+    at = len(candidates) // 2
+    while True:
+        for near in (at, at - 1, at + 1):
+            if 0 <= near < len(candidates) and candidates[near] not in trials:
+                trials[candidates[near]] = attempt(candidates[near])
+        best = max(trials, key=lambda window: trials[window].rate)
+        if best == candidates[at]:
+            return Measured(best, trials)
+        at = candidates.index(best)
 
 
 def try_window(
@@ -132,9 +138,10 @@ def try_window(
     clock, tick = _clock(device)
     state = method.init(cast, batch, guided, window)
     method.admit(state, torch.arange(batch, device=device), condition, sampling)
-    wanted, committed = batch * min(cast.layout.length, _TOKENS), 0
+    wanted = batch * min(cast.layout.length, max(_LEAST, _TOKENS // batch))
+    committed = 0
     seconds: list[float] = []
-    while committed < wanted and len(seconds) < _PASSES and state.open_length.read() >= 0:
+    while committed < wanted and state.open_length.read() >= 0:
         _synchronise(device)
         start = clock()
         step = method.advance(state)
