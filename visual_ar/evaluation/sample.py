@@ -278,11 +278,15 @@ def _draw(
     with Engine(pipe, plan["slots"], queue=plan["slots"]) as engine:
         try:
             while waiting or jobs:
-                while waiting and len(jobs) < engine.capacity:
-                    index = waiting.popleft()
-                    subject, seed = subjects[index % len(subjects)], plan["seed"] + index
-                    [jobs[index]] = engine.submit(_request(pipe, [subject], [seed], options))
-                    jobs[index].listen(partial(end, index))
+                room = min(len(waiting), engine.capacity - len(jobs))
+                if room:  # at once, so that no slot passes by while the next is being checked
+                    new = [waiting.popleft() for _ in range(room)]
+                    chosen = [subjects[index % len(subjects)] for index in new]
+                    seeds = [plan["seed"] + index for index in new]
+                    made = engine.submit(_request(pipe, chosen, seeds, options))
+                    for index, job in zip(new, made, strict=True):
+                        jobs[index] = job
+                        job.listen(partial(end, index))
                 index, event = ended.get()
                 del jobs[index]
                 if isinstance(event, BaseException):
