@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from visual_ar import VisualARPipeline
 from visual_ar.accel import method as constructor
-from visual_ar.cli.common import set_threads
 from visual_ar.cli.main import app
+from visual_ar.cli.option_groups import MOST_THREADS
 from visual_ar.conditioning.conditioner import MOST_PICTURES
 
 HUGE = 10**9
@@ -51,10 +51,11 @@ def test_more_than_the_bound_is_refused_before_any_work(line, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_are_as_many_as_a_machine_may_have():
-    most = max(64, os.cpu_count() or 1)
-    with pytest.raises(ValueError, match=f"threads must be at most {most} on this machine"):
-        set_threads(most + 1)
+def test_threads_are_as_many_as_a_machine_may_have(monkeypatch):
+    monkeypatch.setattr(VisualARPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    assert max(64, os.cpu_count() or 1) == MOST_THREADS
+    result = CliRunner().invoke(app, ["generate", "cat", "--threads", str(MOST_THREADS + 1)])
+    assert result.exit_code == 2 and "loaded" not in str(result.exception)
 
 
 @pytest.mark.parametrize(

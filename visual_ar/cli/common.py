@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
-_THREADS = 64  # as many may be asked for on any machine
 
 
 def resolve_device(device: str) -> "torch.device":
@@ -51,19 +50,11 @@ def resolve_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
 
 
 def set_threads(threads: int | None) -> None:
-    """Limits the CPU threads of this process when a number is given.
+    """Limits the CPU threads of this process when a number is given."""
+    if threads is not None:
+        import torch
 
-    Raises:
-        ValueError: many more than this machine has cores, which no system starts for one program.
-    """
-    if threads is None:
-        return
-    most = max(_THREADS, os.cpu_count() or 1)
-    if threads > most:
-        raise ValueError(f"threads must be at most {most} on this machine, got {threads}")
-    import torch
-
-    torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 def aside(work: Callable[[], Result]) -> Result:

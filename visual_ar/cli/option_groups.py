@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MODEL, METHOD, SAMPLING, COMPLETION = "What draws", "How it decodes", "Sampling", "Completion"
 AMOUNT = "How much is measured"
 """Headings of the help."""
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""Many more than there are cores help nobody, and no system starts them for one program."""
 
 Model = Annotated[
     str,
@@ -43,7 +46,7 @@ Dtype = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, max=1024, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"
+        min=1, max=MOST_THREADS, help="CPU threads to compute with. [dim]Default: all cores.[/dim]"
     ),
 ]
 Retune = Annotated[
