@@ -17,7 +17,7 @@ INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports
 
 PLAIN = (
     *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "hub", "layout", "packed"),
-    *("plain_numbers", "processor", "regular_file", "sampling", "size", "store", "user_errors"),
+    *("plain_numbers", "plain_text", "processor", "regular_file", "sampling", "size", "store"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 FILES = ("picture_file", "png", "text_file")
@@ -29,6 +29,7 @@ RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
     **dict.fromkeys(FILES, ("regular_file",)),
+    "user_errors": ("plain_text",),
     "top": (),  # the registries of names, which import what is asked for
     "accel": (),
     "cache": (),
@@ -78,9 +79,18 @@ MAY_IMPORT = {
         *(*SERVING, "data", "evaluation", "methods", "models", "pipeline"),
         *("text_encoder", "tokenizers", "top"),
     ),
-    "app": (*RUNNING, "drafts", "evaluation", "methods", "tokenizers", "training"),
+    "app": (*RUNNING, "drafts", "evaluation", "methods", "tokenizers", "training", "user_errors"),
     "cli": (
-        *(*RUNNING, "app", "conversion", "data", "evaluation", "methods", "tokenizers"),
+        *(
+            *RUNNING,
+            "app",
+            "user_errors",
+            "conversion",
+            "data",
+            "evaluation",
+            "methods",
+            "tokenizers",
+        ),
         *("training", "models"),
     ),
     "main": ("cli",),

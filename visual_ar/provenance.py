@@ -8,7 +8,6 @@ Knows pipelines by what they say of themselves, and the names of the options of
 from __future__ import annotations
 
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from visual_ar import accel, method_options
+from visual_ar.plain_text import shell_word
 
 if TYPE_CHECKING:
     from visual_ar.output import Stats
@@ -96,12 +96,16 @@ def _made(pipe: VisualARPipeline, stats: Stats, index: int) -> dict[str, Any]:
     }
 
 
-def command(recipe: dict[str, Any]) -> str:
+def command(recipe: dict[str, Any], encoding: str = "utf-8") -> str:
     """Returns the shell command that makes a picture of this recipe.
 
     Args:
         recipe: As `visual-ar generate` stores it in a PNG, each key optional; a list is an option
             given several times; keys that are no options are ignored.
+        encoding: of the terminal that shows it; what this cannot write is written in octal.
+
+    Raises:
+        ValueError: no program can receive such a word, since it holds NUL or is no text.
     """
     method = recipe.get("method")
     known = isinstance(method, str) and method in accel.METHODS
@@ -110,8 +114,10 @@ def command(recipe: dict[str, Any]) -> str:
     words = [word for key in keys for word in _words(flag(key), recipe.get(key))]
     prompts = _values(recipe.get("prompt"))
     if any(prompt.startswith("-") for prompt in prompts):  # would be read as options
-        return shlex.join(["visual-ar", "generate", *words, "--", *prompts])
-    return shlex.join(["visual-ar", "generate", *prompts, *words])
+        words += ["--", *prompts]
+    else:
+        words = [*prompts, *words]
+    return " ".join(shell_word(word, encoding) for word in ("visual-ar", "generate", *words))
 
 
 def flag(name: str) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visual_ar.cli import bench_kernels
-from visual_ar.cli.common import echo_json, set_threads
+from visual_ar.cli.common import set_threads
 from visual_ar.cli.option_groups import SAMPLING, Amount, Json, Machine, Retune, Sampling, grouped
 from visual_ar.cli.suites import ASKED, Suite, check_options, families, pareto
+from visual_ar.cli.terminal import echo_json, progress, say, show_table
 
 if TYPE_CHECKING:
     from visual_ar.evaluation.speed import Schedule
@@ -163,6 +164,7 @@ def bench(
     The verification of drafts alone, and the parts of a pass.
     """
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
         return
     options = _options(sampling, plain)
     rest = {name: getattr(compared, name) for name in ("model", "draft_model", "methods")}
@@ -183,6 +185,21 @@ def bench(
         _speed(pipe, name, named, specs, options, schedule, as_json)
     else:
         pareto(suite.pareto(), opened, pipe, name, named, specs, options, schedule, as_json)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """What stands before `kernels` or `loop` would be ignored.
+
+    Raises:
+        ValueError: an option stands there.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(
+                f"{parameter.opts[0]} must be left out with bench {context.invoked_subcommand}, "
+                "whose own options stand behind it"
+            )
 
 
 def _families(
@@ -220,14 +237,10 @@ def _speed(
     as_json: bool,
 ) -> None:
     """Measures methods on one model, and prints the table or the document."""
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.text import Text
-
     from visual_ar.evaluation.speed import DEFAULT_METHODS, bench_pipeline
     from visual_ar.evaluation.speed_table import heading, render
 
-    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+    with progress(as_json) as bar:
         task = bar.add_task("drawing")
         document = bench_pipeline(
             pipe,
@@ -241,9 +254,8 @@ def _speed(
     if as_json:
         echo_json(document)
         return
-    console = Console()
-    console.print(Text(heading(document)))
-    console.print(render(document))
+    say(heading(document))
+    show_table(render(document))
 
 
 def _options(sampling: Sampling, plain: bool) -> "Options":

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import echo_json, resolve_device, resolve_dtype, set_threads
+from visual_ar.cli.common import resolve_device, resolve_dtype, set_threads
 from visual_ar.cli.option_groups import Json, Machine, grouped
+from visual_ar.cli.terminal import echo_json, show_table
 
 
 @grouped
@@ -63,7 +64,6 @@ def kernels(
     One small window, by plain torch.
     """
     set_threads(machine.threads)
-    from rich.console import Console
 
     from visual_ar.evaluation.kernel_speed import CONTENDERS, Grid, bench_kernels
     from visual_ar.evaluation.kernel_table import render_kernels
@@ -83,7 +83,7 @@ def kernels(
     if as_json:
         echo_json(document)
     else:
-        Console().print(render_kernels(document))
+        show_table(render_kernels(document))
 
 
 @grouped
@@ -120,7 +120,6 @@ def loop(
     How far sequential decoding is from the limit of the memory.
     """
     set_threads(machine.threads)
-    from rich.console import Console
 
     from visual_ar.evaluation.kernel_table import render_loop
     from visual_ar.evaluation.loop_speed import bench_loop, random_model
@@ -138,4 +137,4 @@ def loop(
     if as_json:
         echo_json(document)
     else:
-        Console().print(render_loop(document))
+        show_table(render_loop(document))

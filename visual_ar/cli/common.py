@@ -1,14 +1,11 @@
-"""What several commands do: devices, checks of where they write, JSON; knows no command."""
+"""What several commands do: devices, checks of where they write; knows no command."""
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +112,3 @@ def _check_writable(folder: Path, output: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"output {str(output)!r} cannot be written: {reason}") from None
-
-
-def echo_json(document: dict[str, Any]) -> None:
-    """Prints a document for a program to read."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import check_output_folder, echo_json
+from visual_ar.cli.common import check_output_folder
 from visual_ar.cli.option_groups import Json
+from visual_ar.cli.terminal import echo_json, say
 
 
 def convert(
@@ -53,4 +54,4 @@ def convert(
     if as_json:
         echo_json({"source": str(source), "output": str(output), "report": report})
     else:
-        typer.echo(report)
+        say(report)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from visual_ar.cli.common import check_output_folder, echo_json
+from visual_ar.cli.common import check_output_folder
 from visual_ar.cli.option_groups import Json
+from visual_ar.cli.terminal import echo_json, progress, say
 
 
 def data(
@@ -36,13 +37,12 @@ def data(
     All 60,000 CIFAR-10 pictures, 32x32, and a pack of 33 MB.
     """
     check_output_folder(output)
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from visual_ar.data import prepare
 
     tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+    with progress(as_json) as bar:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -53,7 +53,7 @@ def data(
     if as_json:
         echo_json({"name": name, "path": str(path), "bytes": size(path)})
     else:
-        typer.echo(f"{name}: {path} ({size(path) / 1e6:.1f} MB)")
+        say(f"{name}: {path} ({size(path) / 1e6:.1f} MB)")
 
 
 def size(path: Path) -> int:

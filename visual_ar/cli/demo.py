@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from visual_ar.cli.common import set_threads
 from visual_ar.cli.drawing import load
 from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
 from visual_ar.cli.serve import Host, Port, listen, run, url
+from visual_ar.cli.terminal import say
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
@@ -40,6 +39,7 @@ def demo(
     Classes of photographs instead of prompts.
     """
     with listen(host, port) as listener:  # an occupied port is known before a model is loaded
+        say(f"Loading {model}; {url(host, listener)} opens when it is ready.", err=True)
         set_threads(machine.threads)
         from visual_ar.app.device_thread import DeviceThread
         from visual_ar.app.web_demo import application, build
@@ -48,7 +48,7 @@ def demo(
         pipe = thread.call(lambda: load(model, machine.device, machine.dtype, retune=retune))
         app = application(build(pipe, model, thread))
         thread.call(lambda: warm_up(pipe))
-        typer.echo(f"Opening {model} on {url(host, listener)} (Ctrl-C ends).")
+        say(f"Opening {model} on {url(host, listener)} (Ctrl-C ends).")
         run(app, listener, DRAIN)
 
 

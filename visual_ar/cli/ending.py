@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_ar.cli.common import check_output_file, echo_json
+from visual_ar.cli.common import check_output_file
+from visual_ar.cli.terminal import echo_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,21 +54,13 @@ def finish(ctx: typer.Context, result: dict[str, Any], output: Path | None, as_j
 
     for given in whole["inputs"].values():
         if isinstance(given, dict) and given.get("passed_over"):
-            typer.echo(f"{given['path']}: passed over {tell(given['passed_over'])}", err=True)
+            say(f"{given['path']}: passed over {tell(given['passed_over'])}", err=True)
     show({"evaluation": whole["evaluation"], **whole["results"]})
 
 
 def command(ctx: typer.Context) -> str:
     """What was typed, for a shell."""
     return shlex.join(["visual-ar", *ctx.meta[ARGUMENTS]])
-
-
-def progress(quiet: bool) -> "Progress":
-    """A progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    return Progress(console=Console(stderr=True), disable=quiet)
 
 
 def named(bar: "Progress") -> "Callable[[str, int, int], None]":

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visual_ar.cli import evaluate_model, evaluate_sets
-from visual_ar.cli.common import check_output_folder, echo_json, set_threads
+from visual_ar.cli.common import check_output_folder, set_threads
 from visual_ar.cli.ending import command
 from visual_ar.cli.option_groups import Json, Machine, Model, Spec, grouped
+from visual_ar.cli.terminal import echo_json, progress
 from visual_ar.method_options import parse_method
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from visual_ar.data import Dataset
     from visual_ar.evaluation.quality import Source
     from visual_ar.pipeline import VisualARPipeline
@@ -89,7 +88,7 @@ def retrieval(
     set_threads(machine.threads)
     dataset, pipe = _open(material, model, machine)
     source = _source(pipe, method)
-    with _progress(as_json) as bar:
+    with progress(as_json) as bar:
         features = feature_network(pipe, material.resolution, batch, material.keep, tracker(bar))
         result = emoji_retrieval(source, dataset, features, prompts, seed)
     document = {"model": model, "method": method, "resolution": material.resolution, **result}
@@ -136,7 +135,7 @@ def frechet(
     set_threads(machine.threads)
     dataset, pipe = _open(material, model, machine)
     sources = {name: _source(pipe, name) for name in dict.fromkeys(methods.split())}
-    with _progress(as_json) as bar:
+    with progress(as_json) as bar:
         features = feature_network(pipe, material.resolution, batch, material.keep, tracker(bar))
         result = cifar_frechet(sources, dataset, features, samples, seed, permutations)
     _show(
@@ -159,13 +158,6 @@ def _source(pipe: "VisualARPipeline", method: str | None) -> "Source":
 
     shipped = pipe.scheduler
     return source(pipe, shipped if method is None else parse_method(method, shipped))
-
-
-def _progress(quiet: bool) -> "Progress":
-    from rich.console import Console
-    from rich.progress import Progress
-
-    return Progress(console=Console(stderr=True), disable=quiet)
 
 
 def _show(

@@ -8,6 +8,7 @@ import typer
 from visual_ar.cli import ending as result
 from visual_ar.cli.common import check_output_folder, set_threads
 from visual_ar.cli.option_groups import Amount, Json, Machine, Model, Sampling, Spec, grouped
+from visual_ar.cli.terminal import progress
 from visual_ar.method_options import parse_method
 
 
@@ -68,7 +69,7 @@ def sample(
     if method is not None:
         pipe.scheduler = parse_method(method, pipe.scheduler)
     wanted = count or (50_000 if subjects is None else len(subjects))
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         report = result.named(bar)
         document = draw(
             pipe,
@@ -122,7 +123,7 @@ def speed(
     schedule.check()
     asked = None if prompts is None else read_prompts(prompts)
     pipe = load(model, machine.device, machine.dtype)
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         report = result.named(bar)
         document = measure(
             pipe,

@@ -8,6 +8,7 @@ import typer
 from visual_ar.cli import ending as result
 from visual_ar.cli.common import resolve_device, set_threads
 from visual_ar.cli.option_groups import Computer, Dtype, Json, grouped
+from visual_ar.cli.terminal import echo_json, progress, say
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ Features = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="weights-inception-2015-12-05-6726825d.pth, for inception."),
+    typer.Option(help="The official Inception-v3 of 2015-12-05, for inception."),
 ]
 Resolution = Annotated[
     int, typer.Option(min=32, max=4096, help="Side at which efficientnet-lite0 sees pictures.")
@@ -89,7 +90,7 @@ def fid(
     pictures = None if given and not holds_pictures(reference) else open_pictures(reference, split)
     network = _network(features, weights, resolution, resolve_device(computer.device))
     moments = read_moments(reference, network) if given else None
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         document = measure(
             drawn,
             pictures,
@@ -167,7 +168,7 @@ def fvd(
         )
     else:
         network = frames(_network(features, None, resolution, place))
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         document = measure(drawn, real, network, choice, allow_small, batch, result.named(bar))
     result.finish(ctx, document, output, as_json)
 
@@ -233,7 +234,7 @@ def reconstruction(
     if lpips_vgg is not None and lpips_linear is not None:
         lpips = Lpips(lpips_vgg, lpips_linear).to(place)
     tokenizer = _tokenizer(model, resolve_dtype(dtype, place)).to(place)
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         report = result.named(bar)
         document = measure(
             tokenizer,
@@ -303,7 +304,7 @@ def alignment(
     pictures = open_pictures(samples)
     asked = planned(samples) if prompts is None else read_prompts(prompts)
     place = resolve_device(computer.device)
-    with result.progress(as_json) as bar:
+    with progress(as_json) as bar:
         report = result.named(bar)
         if data is not None:
             from visual_ar.data import load as load_data
@@ -328,7 +329,6 @@ def report(
 
     [cyan]visual-ar evaluate report sequential.json jacobi.json[/cyan]
     """
-    from visual_ar.cli.common import echo_json
     from visual_ar.evaluation.report import compare, render
     from visual_ar.evaluation.result import read_result
 
@@ -337,7 +337,7 @@ def report(
         rows = {name: list(values) for name, values in compared.rows}
         echo_json({**compared._asdict(), "names": list(compared.names), "rows": rows})
     else:
-        typer.echo(f"{compared.evaluation}\n\n{render(compared)}")
+        say(f"{compared.evaluation}\n\n{render(compared)}")
 
 
 def _network(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visual_ar.cli.common import check_output_file, echo_json, set_threads
+from visual_ar.cli.common import check_output_file, set_threads
 from visual_ar.cli.drawing import Drawing, completion, draw, load
 from visual_ar.cli.method_flags import method_asked
 from visual_ar.cli.option_groups import (
@@ -24,6 +24,7 @@ from visual_ar.cli.option_groups import (
     grouped,
 )
 from visual_ar.cli.sheet import paste_drawn
+from visual_ar.cli.terminal import echo_json, say
 from visual_ar.method_options import build
 from visual_ar.provenance import Order, of_sheet
 
@@ -183,7 +184,7 @@ def generate(
     if as_json:
         echo_json(_document(paths, drawings))
     else:
-        typer.echo(_summary(paths, drawings))
+        say(_summary(paths, drawings))
 
 
 def _written(

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from visual_ar.cli.common import echo_json
 from visual_ar.cli.option_groups import Json
+from visual_ar.cli.terminal import echo_json, encoding, say, show_table
+from visual_ar.plain_text import plain
 from visual_ar.provenance import command, versions
 
 
@@ -50,7 +51,8 @@ def info(
         document: dict[str, Any] = {"kernels": verifiers()} if kernels else {}
         document |= measured_windows() if windows else {}
         if windows and not as_json:
-            document["windows"] = "\n".join(map(_why, document["windows"])) or "none yet"
+            told = {str(n): _why(one) for n, one in enumerate(document["windows"], 1)}
+            document["windows"] = told or "none yet"
     elif subject is None:
         document = everything()
     elif subject.lower().endswith(".png"):
@@ -60,7 +62,7 @@ def info(
     if as_json:
         echo_json(document)
     elif "command" in document:
-        typer.echo(document["command"])
+        say(document["command"])
     else:
         show(document)
 
@@ -70,7 +72,7 @@ def picture(path: Path) -> dict[str, Any]:
     from visual_ar.png import read_recipe
 
     recipe = read_recipe(path)
-    return {"command": command(recipe), "recipe": recipe}
+    return {"command": command(recipe, encoding()), "recipe": recipe}
 
 
 def model(name: str) -> dict[str, Any]:
@@ -194,21 +196,22 @@ def everything() -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Prints a document as a table, one row an entry; brackets in it are no markup."""
-    from rich.console import Console
+    """Prints a document as a table, one row an entry; what it says is shown, never obeyed."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for key, value in document.items():
-        table.add_row(Text(key, style="bold"), Text(_text(value)))
-    Console().print(table)
+        table.add_row(Text(plain(key), style="bold"), Text(_text(value)))
+    show_table(table)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}  {_inline(entry)}" for key, entry in value.items())
-    return _inline(value)
+        return "\n".join(plain(f"{key}  {_inline(entry)}") for key, entry in value.items())
+    return plain(_inline(value))
 
 
 def _inline(value: Any) -> str:

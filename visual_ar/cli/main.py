@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -9,14 +11,36 @@ from typer.core import TyperGroup
 
 from visual_ar.cli import bench, convert, data, demo, evaluate, generate, info, serve, train
 from visual_ar.cli.ending import ARGUMENTS
+from visual_ar.cli.help_text import keep_colons
 from visual_ar.cli.method_flags import MethodCommand
+from visual_ar.cli.terminal import escape_unwritable, say
+from visual_ar.plain_text import plain
 from visual_ar.user_errors import USER_ERRORS, sentence
 
+UsageError: Any = typer.BadParameter.__base__  # typer keeps its click to itself
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+@contextmanager
+def _plain_messages() -> Iterator[None]:
+    """What typer says of a wrong option or argument quotes it, and no terminal may obey that."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = plain(error.message, keep="\n")
+        raise
 
 
 class Commands(TyperGroup):
     """Ends every expected error in one sentence on stderr and a non-zero exit code."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        keep_colons(self)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _plain_messages():
+            return super().make_context(*args, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:  # accepted after the command as well
@@ -26,7 +50,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _plain_messages():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -34,8 +59,8 @@ class Commands(TyperGroup):
             raise  # the reader of our output left; typer ends quietly
         except USER_ERRORS as error:
             if ctx.params["debug"]:
-                traceback.print_exc()
-            typer.echo(f"Error: {sentence(error)}", err=True)
+                say(traceback.format_exc(), err=True)
+            say(f"Error: {sentence(error)}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -85,6 +110,7 @@ def options(
 
 def main() -> None:
     """Runs the command line of this process."""
+    escape_unwritable()
     try:
         app()
     except KeyboardInterrupt:  # before a command had started

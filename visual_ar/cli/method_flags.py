@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from visual_ar import accel
+from visual_ar.cli.help_text import literal
 from visual_ar.cli.option_groups import METHOD
 
 ASKED = "visual_ar.method"  # in the context's meta: name of an option -> what was typed
@@ -101,7 +102,7 @@ def _flag(option: Any) -> Any:
 
 def _option(kind: Any, told: str, metavar: str | None = None) -> Any:
     option = typer.Option(
-        help=told,
+        help=literal(told),
         metavar=metavar,
         rich_help_panel=METHOD,
         callback=_remember,

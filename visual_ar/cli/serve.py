@@ -13,6 +13,7 @@ from visual_ar.cli.common import aside, set_threads
 from visual_ar.cli.drawing import load
 from visual_ar.cli.method_flags import method_asked
 from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
+from visual_ar.cli.terminal import say
 from visual_ar.method_options import build
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def serve(
     """
     method = method_asked(context)
     with listen(host, port) as listener:
+        say(f"Loading {model}; {url(host, listener)} answers when it is ready.", err=True)
         set_threads(machine.threads)
         from visual_ar.app.server import build as build_application
         from visual_ar.engine import Engine
@@ -79,7 +81,7 @@ def serve(
         engine = aside(start)
         try:
             app = build_application(engine, name)
-            typer.echo(f"Serving {name} on {url(host, listener)} (Ctrl-C ends).")
+            say(f"Serving {name} on {url(host, listener)} (Ctrl-C ends).")
             run(app, listener, drain)
         finally:
             engine.close(0)  # requests have been waited for

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from visual_ar.cli.common import check_output_folder, echo_json
+from visual_ar.cli.common import check_output_folder
+from visual_ar.cli.terminal import echo_json, progress, say, show_table
 
 if TYPE_CHECKING:
     from visual_ar.data import Dataset
@@ -105,17 +106,13 @@ def pareto(
     Features of drawn pictures are kept in the output folder: a suite that was killed measures the
     speeds again, which belong into one run, and draws only what is missing for the quality.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.text import Text
-
     from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.evaluation.pareto import Asked
     from visual_ar.evaluation.pareto import pareto as measure
     from visual_ar.evaluation.pareto_chart import save_chart, table
     from visual_ar.evaluation.speed_table import heading
 
-    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+    with progress(as_json) as bar:
         show = tracker(bar)
         keep = suite.output / "features"
         features = feature_network(pipe, suite.resolution, suite.batch, keep, show)
@@ -138,12 +135,9 @@ def pareto(
     if as_json:
         echo_json(document)
         return
-    console = Console()
-    console.print(Text(heading(document)))
-    console.print(table(document))
-    console.print(
-        Text(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
-    )
+    say(heading(document))
+    show_table(table(document))
+    say(f"Written: {suite.output / 'pareto.json'} and {suite.output / 'pareto.png'}")
 
 
 def families(
@@ -166,8 +160,6 @@ def families(
         asked: pictures that the quality is measured on.
         as_json: print the document.
     """
-    from rich.console import Console
-    from rich.progress import Progress
 
     from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.data import load
@@ -175,7 +167,7 @@ def families(
     from visual_ar.evaluation.speed_table import render_families
 
     datasets = [load(path) for path in data]
-    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+    with progress(as_json) as bar:
         show = tracker(bar)
 
         def quality(pipe: "VisualARPipeline") -> dict[str, float] | None:
@@ -193,7 +185,7 @@ def families(
     if as_json:
         echo_json(document)
     else:
-        Console().print(render_families(document))
+        show_table(render_families(document))
 
 
 def _told(value: Any) -> str:
@@ -202,5 +194,6 @@ def _told(value: Any) -> str:
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    beside.write_bytes(text.encode("utf-8", "backslashreplace"))  # as JSON escapes it
     os.replace(beside, path)

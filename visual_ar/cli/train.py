@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import check_output_folder, echo_json, resolve_device, set_threads
+from visual_ar.cli.common import check_output_folder, resolve_device, set_threads
 from visual_ar.cli.option_groups import Device, Json, Threads
+from visual_ar.cli.terminal import echo_json, say
 
 
 def train(
@@ -56,7 +57,7 @@ def train(
     if place == "cpu":
         keep_freed_memory()
     logs = output / "*" / "log.csv" if recipe == "all" else output / "log.csv"
-    typer.echo(f"Training {recipe} on {place}; follow it in {logs}", err=True)
+    say(f"Training {recipe} on {place}; follow it in {logs}", err=True)
     if recipe == "all":
         run_all(data, output, place)
         metrics = {}
@@ -66,4 +67,4 @@ def train(
         echo_json({"recipe": recipe, "output": str(output), "metrics": metrics})
     else:
         quality = ", ".join(f"{name} {value}" for name, value in metrics.get("quality", {}).items())
-        typer.echo(f"{recipe}: {output} {quality}".rstrip())
+        say(f"{recipe}: {output} {quality}".rstrip())
