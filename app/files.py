@@ -7,10 +7,10 @@ that moment may show a broken one for good. Previews that equal the last one are
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from visual_ar.png import Drawn, png_bytes
+from visual_ar.write_beside import written_beside
 
 
 def as_file(drawn: Drawn, folder: Path) -> str:
@@ -18,7 +18,6 @@ def as_file(drawn: Drawn, folder: Path) -> str:
     content = png_bytes(drawn)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:20]}.png"
     if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_bytes(content)
-        os.replace(part, path)
+        with written_beside(path) as part:
+            part.write_bytes(content)
     return str(path)

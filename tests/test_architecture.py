@@ -16,11 +16,12 @@ CONTRACTS = {  # what a model, a tokenizer and a condition promise, for whoever 
 INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports one behind it
 
 PLAIN = (
-    *("assets", "diffusers_habits", "eight_bit", "folder", "guidance", "hub", "layout", "packed"),
+    *("assets", "diffusers_habits", "folder", "guidance", "hub", "layout", "packed"),
     *("plain_numbers", "plain_text", "processor", "regular_file", "sampling", "size", "store"),
+    "write_beside",
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
-FILES = ("picture_file", "png", "text_file")
+FILES = ("eight_bit", "picture_file", "png", "text_file")
 PARTS = (*PLAIN, *FILES, "cache", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
 LOADING = ("companions", "component_files", "folder_schema", "loading")
@@ -28,7 +29,7 @@ SERVING = (*DECODING, *LOADING, "conditioning", "request", "output", "rendering"
 RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method_options", "top")
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
-    **dict.fromkeys(FILES, ("regular_file",)),
+    **dict.fromkeys(FILES, ("regular_file", "write_beside")),
     "user_errors": ("plain_text",),
     "top": (),  # the registries of names, which import what is asked for
     "accel": (),
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "text_encoder": ("eight_bit", "layers"),
     "cast": ("contracts", "layout", "tokens"),
     "rules": ("contracts", "sampling", "tokens"),
-    "kernels": ("contracts", "rules", "sampling", "store", "tokens"),
+    "kernels": ("contracts", "rules", "sampling", "store", "tokens", "write_beside"),
     "loop": (*PARTS, "cast", "rules", "kernels"),
     "drafts": (*PARTS, "cast", "rules", "kernels", "loop"),
     "methods": (*PARTS, "cast", "rules", "kernels", "loop", "drafts"),
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     "lanes": (*SERVING, "job", "pipeline"),
     "engine": (*SERVING, "job", "lanes", "pipeline"),
     "testing": (*PARTS, "cast", "loop", "tokenizers"),
-    "data": ("folder", "picture_file", "store", "size"),
+    "data": ("folder", "picture_file", "store", "size", "write_beside"),
     "evaluation": (*RUNNING, "data", "methods", "models", "tokenizers"),
     "training": (
         *(*SERVING, "data", "evaluation", "methods", "models", "pipeline"),

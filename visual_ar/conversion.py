@@ -17,6 +17,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from visual_ar.checkpoint_file import read_checkpoint, unwrap
+from visual_ar.write_beside import naming
 
 
 def convert(source: Path, output: Path, grid: int | None = None) -> str:
@@ -105,7 +106,8 @@ def _write(model: ModelMixin, output: Path) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         folder = beside / "model"
-        model.save_pretrained(folder)
-        folder.replace(output)
+        with naming(output):
+            model.save_pretrained(folder)
+            folder.replace(output)
     finally:
         shutil.rmtree(beside)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
 import torch
@@ -112,14 +113,23 @@ def one_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
     return found
 
 
-def check_saving(safe_serialization: bool, variant: str | None, push_to_hub: bool) -> None:
-    """Raises ValueError for what would write a folder that cannot be loaded, or upload it."""
+def check_saving(
+    folder: str | PathLike[str], safe_serialization: bool, variant: str | None, push_to_hub: bool
+) -> None:
+    """Checks the options of saving a pipeline.
+
+    Raises:
+        ValueError: the folder could not be loaded, or would be uploaded.
+        NotADirectoryError: a file has its name.
+    """
     if not safe_serialization:
         raise ValueError("safe_serialization must be True, pickles are never loaded, got False")
     if variant is not None:
         raise ValueError(f"variant must be left out, weights have no variants, got {variant!r}")
     if push_to_hub:
         raise ValueError("push_to_hub must be False, upload the folder with hf upload, got True")
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"save_directory must be a folder, got {folder!s}")
 
 
 def refuse_call(name: str, known: Iterable[str]) -> NoReturn:

@@ -9,7 +9,6 @@ that name and `SCALE`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from diffusers import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from visual_ar.write_beside import written_beside
 
 SCALE = ".scale_of_rows"
 _LARGEST = 127
@@ -102,6 +103,5 @@ def rewrite(folder: Path) -> None:
         FileNotFoundError: the folder holds no weights in one file.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
-    part = path.with_suffix(".part")
-    save_file(compress(restore(load_file(path))), part, metadata={"format": "pt"})
-    os.replace(part, path)
+    with written_beside(path) as part:
+        save_file(compress(restore(load_file(path))), part, metadata={"format": "pt"})

@@ -47,6 +47,7 @@ from visual_ar.request import (
 from visual_ar.sampling import Sampling, Warps
 from visual_ar.size import Size
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
+from visual_ar.write_beside import naming
 
 OPTIONS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 
@@ -240,12 +241,11 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
 
         Raises:
             ValueError: an option has a value that it cannot have.
-            NotADirectoryError: a file has that name.
+            OSError: a file has that name, or the disk is full; says which file.
         """
-        check_saving(safe_serialization, variant, push_to_hub)
-        if Path(save_directory).is_file():
-            raise NotADirectoryError(f"save_directory must be a folder, got {save_directory!s}")
-        super().save_pretrained(str(save_directory), max_shard_size=max_shard_size)
+        check_saving(save_directory, safe_serialization, variant, push_to_hub)
+        with naming(Path(save_directory)):
+            super().save_pretrained(str(save_directory), max_shard_size=max_shard_size)
 
     def check_inputs(self, prompt: Prompt = None, **asked: Unpack[Asked]) -> Request:
         """Checks everything a call is given, before any work.

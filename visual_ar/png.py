@@ -6,7 +6,6 @@ A clip is an animated PNG, which programs that know none show as its first frame
 import io
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +13,7 @@ from typing import IO, Any
 from PIL import Image, PngImagePlugin
 
 from visual_ar.regular_file import check_regular
+from visual_ar.write_beside import written_beside
 
 Drawn = Image.Image | Sequence[Image.Image]
 """A picture, or the frames of a clip, at least one and all of one size."""
@@ -33,7 +33,7 @@ def write_png(drawn: Drawn, path: str | os.PathLike[str], recipe: Mapping[str, A
         recipe: What a person needs to make the picture again; anything JSON can hold.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written; names it and the reason.
         TypeError: The recipe holds something that JSON cannot.
     """
     path = Path(path)
@@ -41,13 +41,8 @@ def write_png(drawn: Drawn, path: str | os.PathLike[str], recipe: Mapping[str, A
     # What UTF-8 has no bytes for, such as a file name in Latin-1, is escaped as JSON does it.
     text = json.dumps(recipe, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     chunks.add_itxt(KEY, text)
-    # Without the picture's name, which may be as long as a name can be.
-    beside = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        _save(drawn, beside, chunks)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as part:
+        _save(drawn, part, chunks)
 
 
 def png_bytes(drawn: Drawn) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from visual_ar.accel.kernels.reference import COUPLINGS, Verdict
 from visual_ar.accel.rules.rule import KernelForm
 from visual_ar.sampling import Sampling
 from visual_ar.store import store_folder
+from visual_ar.write_beside import written_beside
 
 SOURCE = Path(__file__).with_name("verify.cu")
 HEADERS = tuple(
@@ -232,9 +232,8 @@ def binary_for(architecture: str, structure: str = "Exact") -> bytes:
         binary = compile_for(source, architecture, structure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(binary)
-        os.replace(beside, path)
+        with written_beside(path) as part:
+            part.write_bytes(binary)
     except OSError:
         pass  # a folder that cannot be written costs a compilation a process, no more
     return binary

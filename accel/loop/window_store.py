@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from visual_ar.conditioning.condition import Condition
 from visual_ar.processor import processor_name
 from visual_ar.sampling import Sampling
 from visual_ar.store import store_folder
+from visual_ar.write_beside import written_beside
 
 _SAMPLE = 16  # values of every parameter that tell weights apart; all of them would cost a pass
 _LONGEST = 4_000_000  # bytes of the store, some ten thousand windows
@@ -181,11 +181,7 @@ def _is_whole(key: str, entry: Any) -> bool:
 
 def _write(windows: Mapping[str, Any]) -> None:
     path = store_path()
-    beside = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):  # it is then measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(windows, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
+        with written_beside(path) as part:
+            part.write_text(json.dumps(windows, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,13 +1,13 @@
 """`visual-ar bench --suite`: benches that also need data; knows files, measures nothing."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from visual_ar.cli.common import check_output_folder
 from visual_ar.cli.terminal import echo_json, progress, say, show_table
+from visual_ar.write_beside import written_beside
 
 if TYPE_CHECKING:
     from visual_ar.data import Dataset
@@ -193,7 +193,6 @@ def _told(value: Any) -> str:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    beside = path.with_suffix(".part")
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    beside.write_bytes(text.encode("utf-8", "backslashreplace"))  # as JSON escapes it
-    os.replace(beside, path)
+    with written_beside(path) as part:
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))  # as JSON escapes it

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 
 from visual_ar.folder import natural_key
 from visual_ar.picture_file import read_picture
+from visual_ar.write_beside import written_beside
 
 SHEET_COLUMNS = 64
 SHEET_ROWS = 64
@@ -86,16 +87,13 @@ def digest(pictures: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(pictures).data).hexdigest()
 
 
-def write_file(path: Path, write: Callable[[io.BufferedWriter], object]) -> None:
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file beside its place and moves it there once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Opened for reading too: into a file for writing alone, NumPy writes without telling why it
+    # cannot.
+    with written_beside(path) as part, part.open("w+b") as file:
+        write(file)
 
 
 def reusable(output: Path, name: str, sources: list[dict[str, str]]) -> Dataset | None:
@@ -155,7 +153,7 @@ def save_pack(dataset: Dataset, path: Path, lossy: Lossy | None = None) -> None:
     else:
         manifest["pack"] = {"format": "WebP, lossless"}
 
-    def write(file: io.BufferedWriter) -> None:
+    def write(file: IO[bytes]) -> None:
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
             archive.writestr(MANIFEST, _json(manifest))
             archive.writestr("items.json", _json(_items(dataset)))

@@ -24,6 +24,7 @@ from visual_ar.evaluation import kernel_table
 from visual_ar.evaluation.kernel_speed import Grid, bench_kernels
 from visual_ar.evaluation.loop_speed import bench_loop, random_model
 from visual_ar.evaluation.machine import ROOT
+from visual_ar.write_beside import written_beside
 
 BUDGET = 450.0  # seconds in all, less than eight minutes
 TESTS = ("cuda", "kernel_gpu", "kernel_dispatch", "graphs")
@@ -196,7 +197,8 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(kernel_table.render_loop(document[name]))
     console.print(render(bars(document)))
     if arguments:
-        Path(arguments[0]).write_text(json.dumps(document, indent=1))
+        with written_beside(Path(arguments[0])) as part:
+            part.write_text(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from visual_ar.evaluation.quality import TOP
+from visual_ar.write_beside import written_beside
 
 HIT_RATE = f"hit_rate_top_{TOP}"
 SPEEDS = {
@@ -82,9 +82,8 @@ def save_chart(document: dict[str, Any], path: Path) -> None:
     half = -(-len(names) // 2)
     for column, some in enumerate((names[:half], names[half:])):
         figure.text(0.04 + 0.5 * column, -0.01, "\n".join(some), va="top", fontsize=9)
-    beside = path.with_suffix(".part")
-    figure.savefig(beside, format="png", dpi=100, bbox_inches="tight")
-    os.replace(beside, path)
+    with written_beside(path) as part:
+        figure.savefig(part, format="png", dpi=100, bbox_inches="tight")
 
 
 def _scatter(axis: Axes, methods: list[dict[str, Any]], speed: str, quality: str) -> None:

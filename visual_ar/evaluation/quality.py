@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visual_ar.data.dataset import Dataset
+from visual_ar.data.dataset import Dataset, write_file
 from visual_ar.evaluation.frechet import frechet_distance, permutation_test, statistics
 from visual_ar.evaluation.retrieval import retrieve
 
@@ -132,11 +131,7 @@ class Features:
         if path.is_file():
             return torch.from_numpy(np.load(path))
         features = self._compute(pixels)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        with beside.open("wb") as file:
-            np.save(file, features.numpy())
-        os.replace(beside, path)
+        write_file(path, lambda file: np.save(file, features.numpy()))
         return features
 
     @torch.inference_mode()

@@ -6,7 +6,8 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from visual_ar.size import Size
 from visual_ar.text_encoder import TextEncoder
 from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.training.recipe import SamplingDefaults
+from visual_ar.write_beside import naming, written_beside
 
 SETTINGS = ("class_names", "height", "width", *OPTIONS)
 
@@ -105,10 +107,8 @@ def _in_float16(parts: Iterable[Any], name: str) -> list[Any]:
 
 def _write(pipe: VisualARPipeline, output: Path) -> None:
     """Saves a pipeline beside its folder, then moves its parts there."""
-    beside = output.with_name(f"{output.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    pipe.save_pretrained(beside)
-    _replace(beside, output)
+    with _beside(output) as beside:
+        pipe.save_pretrained(beside)
 
 
 def save_delta(
@@ -129,25 +129,23 @@ def save_delta(
         scheduler: decoding method of the pipeline.
         output: its folder. Files there that are no part of it, such as a card, stay.
     """
-    beside = output.with_name(f"{output.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    added = {
-        name: value.to("cpu", torch.float16).contiguous()
-        for name, value in model.state_dict().items()
-        if name.startswith(model.delta_prefix)
-    }
-    model.save_config(beside / "model")
-    save_file(added, beside / "model" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    scheduler.save_pretrained(beside / "scheduler")
-    index = {
-        "_class_name": VisualARPipeline.__name__,
-        loading.BASE: base,
-        loading.BASE_SHA256: fingerprint,
-        "model": [type(model).__module__, type(model).__name__],
-        "scheduler": [type(scheduler).__module__, type(scheduler).__name__],
-    }
-    (beside / loading.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    _replace(beside, output)
+    with _beside(output) as beside:
+        added = {
+            name: value.to("cpu", torch.float16).contiguous()
+            for name, value in model.state_dict().items()
+            if name.startswith(model.delta_prefix)
+        }
+        model.save_config(beside / "model")
+        save_file(added, beside / "model" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        scheduler.save_pretrained(beside / "scheduler")
+        index = {
+            "_class_name": VisualARPipeline.__name__,
+            loading.BASE: base,
+            loading.BASE_SHA256: fingerprint,
+            "model": [type(model).__module__, type(model).__name__],
+            "scheduler": [type(scheduler).__module__, type(scheduler).__name__],
+        }
+        (beside / loading.INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def share(folder: Path, name: str, base: str) -> None:
@@ -190,21 +188,19 @@ def pack(trained: Path, output: Path, base: str = "", tokenizer: Path | None = N
     Raises:
         ValueError: the tokenizer has another encoder, so that its tokens would be others.
     """
-    beside = output.with_name(f"{output.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(trained, beside)
-    if tokenizer is not None:
-        _check_same_encoder(tokenizer, beside / "image_tokenizer")
-        shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
-    for name in ("text_encoder", "image_tokenizer"):
-        if base and (beside / name).is_dir():
-            theirs = loading.answers_to(loading.holder(base, name, Hub(offline=True)))
-            if loading.fingerprint(beside / name) in theirs:
-                share(beside, name, base)
-    for path in sorted(beside.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")):
-        if issubclass(loading.component(beside, path.parent.name), EightBitModel):
-            _store_in_8_bits(beside, path.parent.name)
-    _replace(beside, output)
+    with _beside(output) as beside:
+        shutil.copytree(trained, beside)
+        if tokenizer is not None:
+            _check_same_encoder(tokenizer, beside / "image_tokenizer")
+            shutil.copytree(tokenizer, beside / "image_tokenizer", dirs_exist_ok=True)
+        for name in ("text_encoder", "image_tokenizer"):
+            if base and (beside / name).is_dir():
+                theirs = loading.answers_to(loading.holder(base, name, Hub(offline=True)))
+                if loading.fingerprint(beside / name) in theirs:
+                    share(beside, name, base)
+        for path in sorted(beside.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")):
+            if issubclass(loading.component(beside, path.parent.name), EightBitModel):
+                _store_in_8_bits(beside, path.parent.name)
 
 
 def _store_in_8_bits(folder: Path, name: str) -> None:
@@ -220,9 +216,8 @@ def _store_in_8_bits(folder: Path, name: str) -> None:
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    beside = folder / f"{loading.INDEX}.part"
-    beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    os.replace(beside, folder / loading.INDEX)
+    with written_beside(folder / loading.INDEX) as part:
+        part.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _check_same_encoder(ours: Path, theirs: Path) -> None:
@@ -237,6 +232,19 @@ def _check_same_encoder(ours: Path, theirs: Path) -> None:
         )
 
 
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """Gives a folder to fill, whose parts then move to the output; it is gone in the end."""
+    beside = output.with_name(f"{output.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with naming(output):
+            yield beside
+            _replace(beside, output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _replace(beside: Path, output: Path) -> None:
     """Moves every part of a folder into another one."""
     output.mkdir(parents=True, exist_ok=True)
@@ -245,4 +253,3 @@ def _replace(beside: Path, output: Path) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
-    beside.rmdir()

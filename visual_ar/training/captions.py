@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from visual_ar.text_encoder import TextEncoder
 from visual_ar.training.progress import Log, derived_seed, random_numbers
 from visual_ar.training.recipe import Captions
 from visual_ar.training.subjects import TextConditions
+from visual_ar.write_beside import written_beside
 
 STREAM = 3
 WARMUP = 50
@@ -103,9 +103,9 @@ def start_captions(
         optimiser.zero_grad(set_to_none=True)
         if (step + 1) % ROW == 0:
             log.write({"step": step + 1, "loss": float(loss.detach())})
-    part = path.with_suffix(".part")
-    save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, part)
-    os.replace(part, path)
+    weights_now = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    with written_beside(path) as part:
+        save_file(weights_now, part)
 
 
 def _digest(

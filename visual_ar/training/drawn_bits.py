@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from visual_ar.tokenizers.binary import BinaryTokenizer
 from visual_ar.training.drawn_codes import BATCH, digest, mislead
 from visual_ar.training.pixels import shifted, to_float
 from visual_ar.training.progress import random_numbers
+from visual_ar.write_beside import written_beside
 
 
 class DrawnBits(NamedTuple):
@@ -89,10 +89,8 @@ def cached_bits(
             _encode(tokenizer, pictures, shift if crop else 0, seed + crop, device)
             for crop in range(crops)
         ]
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with written_beside(path) as part, part.open("wb") as file:
             np.savez(file, packed=np.packbits(np.stack(versions), axis=-1))
-        os.replace(part, path)
     with np.load(path) as arrays:
         bits = np.unpackbits(arrays["packed"], axis=-1, count=tokenizer.tokens.shape[0])
     return CachedBits(torch.from_numpy(bits).bool())

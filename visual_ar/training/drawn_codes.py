@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +17,7 @@ from visual_ar.tokenizers.visual_tokenizer import VisualTokenizer
 from visual_ar.tokenizers.vq import VQTokenizer
 from visual_ar.training.pixels import shifted, to_float
 from visual_ar.training.progress import random_numbers
+from visual_ar.write_beside import written_beside
 
 BATCH = 64
 LARGEST = np.iinfo(np.uint16).max + 1
@@ -151,14 +151,12 @@ def cached_codes(
             _encode(tokenizer, pictures, shift if crop else 0, soft, seed + crop, device)
             for crop in range(crops)
         ]
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with written_beside(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 tokens=np.stack([tokens for tokens, _ in versions]),
                 chances=np.stack([chances for _, chances in versions]),
             )
-        os.replace(part, path)
     with np.load(path) as arrays:
         return CachedCodes(torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["chances"]))
 

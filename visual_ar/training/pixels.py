@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from visual_ar.write_beside import written_beside
 
 
 def shifted(pictures: Tensor, shift: int, draw: torch.Generator) -> Tensor:
@@ -27,9 +28,8 @@ def save_sheet(path: Path, pictures: Tensor, columns: int) -> None:
     pad = pictures.new_ones(rows * columns - count, 3, height, width)
     tiles = to_uint8(torch.cat((pictures, pad))).unflatten(0, (rows, columns))
     sheet = tiles.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
-    part = path.with_suffix(".part")
-    Image.fromarray(sheet.cpu().numpy()).save(part, format="PNG")
-    os.replace(part, path)
+    with written_beside(path) as part:
+        Image.fromarray(sheet.cpu().numpy()).save(part, format="PNG")
 
 
 def to_float(pictures: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from visual_ar.plain_numbers import shown
 from visual_ar.regular_file import check_regular
 from visual_ar.training.muon import Muon
 from visual_ar.training.recipe import Optimiser, Recipe
+from visual_ar.write_beside import naming, written_beside
 
 CHECKPOINT = "checkpoint.safetensors"
 # What a run may go on with otherwise: none of it changes what one step learns but by the schedule.
@@ -154,9 +155,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Writes nested dicts and lists of tensors and numbers as one file, beside and then moved."""
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
-    part = directory / f"{CHECKPOINT}.part"
-    save_file(tensors, part, metadata={"state": json.dumps(skeleton)})
-    os.replace(part, directory / CHECKPOINT)
+    with written_beside(directory / CHECKPOINT) as part:
+        save_file(tensors, part, metadata={"state": json.dumps(skeleton)})
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -327,16 +327,23 @@ class Log:
             self._rows[0] = {k: self._rows[0].get(k, "") for k in columns}
             self._rewrite(columns)
         else:
-            with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, columns, restval="").writerow(text)
+            self._append(columns, text)
+
+    def _append(self, columns: list[str], text: dict[str, str]) -> None:
+        whole = self._path.stat().st_size
+        with naming(self._path):
+            try:
+                with self._path.open("a", newline="") as file:
+                    csv.DictWriter(file, columns, restval="").writerow(text)
+            except OSError:
+                os.truncate(self._path, whole)  # half a row would end the resumed run
+                raise
 
     def _rewrite(self, columns: list[str]) -> None:
-        part = self._path.with_suffix(".part")
-        with part.open("w", newline="") as file:
+        with written_beside(self._path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(part, self._path)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -356,6 +363,5 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside its place and moves it there."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
+    with written_beside(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n")
