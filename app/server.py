@@ -35,7 +35,9 @@ from visual_ar.app.api import (
     picture_event,
     response,
 )
+from visual_ar.app.guard import Entrance, Guard
 from visual_ar.app.metrics import CountAnswers, exposition
+from visual_ar.app.paths import WithoutSlash
 from visual_ar.engine import Engine, EngineClosed, QueueFull
 from visual_ar.job import Job, Picture
 from visual_ar.png import png_bytes
@@ -121,13 +123,16 @@ class Service:
         }
 
 
-def build(engine: Engine, name: str, limits: Limits | None = None) -> FastAPI:
+def build(
+    engine: Engine, name: str, limits: Limits | None = None, entrance: Entrance | None = None
+) -> FastAPI:
     """Makes the application. The engine stays the caller's, who closes it after the server ended.
 
     Args:
         engine: draws the pictures.
         name: of the model, as clients call it.
         limits: how much one request may ask for; None is `Limits()`.
+        entrance: who may come in; None is everybody.
 
     Raises:
         ValueError: a request may ask for more pictures than the engine can ever hold.
@@ -140,8 +145,15 @@ def build(engine: Engine, name: str, limits: Limits | None = None) -> FastAPI:
         service.drawer.shutdown(cancel_futures=True)
 
     app = FastAPI(
-        title="visual_ar", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="visual_ar",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
     )
+    app.add_middleware(WithoutSlash)
+    app.add_middleware(Guard, entrance=entrance or Entrance())
     app.add_middleware(CountAnswers, answers=service.answers)
     _add_error_handlers(app)
     _add_routes(app, service)

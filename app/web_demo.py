@@ -82,6 +82,7 @@ def application(page: gr.Blocks) -> FastAPI:
         FastAPI(openapi_url=None),
         page,
         path="/",
+        app_kwargs={"openapi_url": None},
         footer_links=["api", "settings"],
         run_history=False,
         max_file_size=LARGEST_UPLOAD,

@@ -118,13 +118,21 @@ def make_tiny_pipeline():
 
 
 @contextmanager
-def serving_app(app):
-    """Serves a web application from a thread; gives its address."""
+def serving_app(app, connections=300, seconds=20):
+    """Serves a web application as `visual-ar serve` does, from a thread; gives its address."""
     import uvicorn
+
+    from visual_ar.app.connections import bounded
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            app, ws="none", log_level="critical", access_log=False, timeout_graceful_shutdown=5
+            app,
+            http=bounded(connections, seconds),
+            ws="none",
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -210,7 +218,7 @@ def start_engine():
 
 @pytest.fixture
 def serve():
-    """Serves a pipeline over HTTP from a thread: serve(pipe, name, limits, slots, queue).
+    """Serves a pipeline over HTTP: serve(pipe, name, limits, slots, queue, entrance).
 
     Returns the address and the engine.
     """
@@ -219,9 +227,10 @@ def serve():
 
     with ExitStack() as running:
 
-        def start(pipe, name="tiny", limits=None, slots=2, queue=16):
+        def start(pipe, name="tiny", limits=None, slots=2, queue=16, entrance=None):
             engine = Engine(pipe, slots=slots, queue=queue)
-            address = running.enter_context(serving_app(build(engine, name, limits)))
+            app = build(engine, name, limits, entrance)
+            address = running.enter_context(serving_app(app))
             running.callback(engine.close, 0)  # before the server ends
             return address, engine
 

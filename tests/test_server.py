@@ -284,7 +284,7 @@ def test_a_full_queue_says_when_to_come_back(held):
 def test_a_client_that_leaves_frees_its_slots(held, stream):
     url, engine, release = held
     body = json.dumps({**VALID, "n": 3, "stream": stream})
-    head = f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         until(lambda: engine.stats.busy + engine.stats.waiting == 3)

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 from visual_ar.cli.common import set_threads
 from visual_ar.cli.drawing import load
 from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
-from visual_ar.cli.serve import Host, Port, listen, run, url
+from visual_ar.cli.serve import AllowHost, Host, Port, listen, run, url
 from visual_ar.cli.terminal import say
 
 if TYPE_CHECKING:
     from visual_ar.pipeline import VisualARPipeline
 
+CONNECTIONS = 512
+"""Open at once; a browser holds up to six."""
 DRAIN = 1
 """Seconds that drawings have to finish when the page is closed; nobody waits for them."""
 
@@ -21,6 +23,7 @@ def demo(
     model: Model = "emoji",
     host: Host = "127.0.0.1",
     port: Port = 7860,
+    allow_host: AllowHost = None,
     retune: Retune = False,
     machine: Machine,
 ) -> None:
@@ -28,7 +31,8 @@ def demo(
 
     Draw pictures and watch them form, let two methods race, look at tokens,
     measure, and load other models. One job runs at a time, others queue.
-    There is no authentication; keep it behind something that has.
+    Anyone who reaches the page may use it; on a network keep it behind
+    something that asks who they are.
 
     [bold]Examples[/bold]
 
@@ -38,6 +42,9 @@ def demo(
     [cyan]visual-ar demo --model cifar10 --port 7861[/cyan]
     Classes of photographs instead of prompts.
     """
+    from visual_ar.app.guard import Guard, entrance
+
+    let_in = entrance(host, allow_host or ())
     with listen(host, port) as listener:  # an occupied port is known before a model is loaded
         say(f"Loading {model}; {url(host, listener)} opens when it is ready.", err=True)
         set_threads(machine.threads)
@@ -47,9 +54,10 @@ def demo(
         thread = DeviceThread()
         pipe = thread.call(lambda: load(model, machine.device, machine.dtype, retune=retune))
         app = application(build(pipe, model, thread))
+        app.add_middleware(Guard, entrance=let_in)
         thread.call(lambda: warm_up(pipe))
         say(f"Opening {model} on {url(host, listener)} (Ctrl-C ends).")
-        run(app, listener, DRAIN)
+        run(app, listener, DRAIN, CONNECTIONS)
 
 
 def warm_up(pipe: "VisualARPipeline") -> None:

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from visual_ar.engine import Engine
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="Further name under which requests may ask for this machine, such as a proxy's; "
+        "repeatable. [dim]On 127.0.0.1 only its own names are let in.[/dim]",
+    ),
+]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+
+SPARE_CONNECTIONS = 256
+"""Connections besides one for every picture that is drawn or waits."""
 
 
 @grouped
@@ -32,6 +44,17 @@ def serve(
     model: Model = "emoji",
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    allow_host: AllowHost = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="VISUAL_AR_API_KEY",
+            metavar="KEY",
+            help="What every request must carry as a Bearer token, but for /health.",
+            show_default=False,
+        ),
+    ] = None,
     slots: Annotated[
         int,
         typer.Option(min=1, max=1024, help="Pictures drawn at once; every pass has their shape."),
@@ -54,7 +77,8 @@ def serve(
     Pictures of all requests share the passes: each is admitted as soon as
     a slot is free, and keeps its own length, options and seed.
     POST /v1/images/generations, GET /v1/models, /health and /metrics.
-    There is no authentication; keep it behind something that has.
+    On a network give it a key, best as VISUAL_AR_API_KEY, which other users
+    of the machine cannot see, and encryption by a proxy in front.
 
     [bold]Examples[/bold]
 
@@ -63,8 +87,14 @@ def serve(
 
     [cyan]visual-ar serve --model cifar10 --port 8001 --slots 16[/cyan]
     Sixteen pictures at once; a prompt is the name of a class.
+
+    [cyan]VISUAL_AR_API_KEY=... visual-ar serve --host 0.0.0.0[/cyan]
+    For other machines, whose requests must know the key.
     """
+    from visual_ar.app.guard import entrance
+
     method = method_asked(context)
+    let_in = entrance(host, allow_host or (), api_key)
     with listen(host, port) as listener:
         say(f"Loading {model}; {url(host, listener)} answers when it is ready.", err=True)
         set_threads(machine.threads)
@@ -80,9 +110,11 @@ def serve(
         name = Path(os.path.abspath(model)).name if Path(model).is_dir() else model
         engine = aside(start)
         try:
-            app = build_application(engine, name)
+            app = build_application(engine, name, entrance=let_in)
+            if let_in.hosts is None and api_key is None:
+                say(f"Anyone who reaches {host} may draw: no --api-key is given.", err=True)
             say(f"Serving {name} on {url(host, listener)} (Ctrl-C ends).")
-            run(app, listener, drain)
+            run(app, listener, drain, engine.capacity + SPARE_CONNECTIONS)
         finally:
             engine.close(0)  # requests have been waited for
 
@@ -109,20 +141,24 @@ def url(host: str, listener: socket.socket) -> str:
     return f"http://{address}:{listener.getsockname()[1]}"
 
 
-def run(app: "FastAPI", listener: socket.socket, drain: int) -> None:
+def run(app: "FastAPI", listener: socket.socket, drain: int, connections: int) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the requests in progress.
 
     Args:
         app: what answers.
         listener: a listening socket.
         drain: seconds that the requests in progress have.
+        connections: that may be open at once.
     """
     import uvicorn
+
+    from visual_ar.app.connections import bounded
 
     # uvicorn raises the signal again when it is done, and a drained service has ended well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     config = uvicorn.Config(
         app,
+        http=bounded(connections),
         ws="none",
         log_level="warning",
         access_log=False,
