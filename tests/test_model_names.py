@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_ar import assets, loading
+from visual_ar import assets, folder_schema, loading
 from visual_ar.cli import info
 from visual_ar.pipeline import VisualARPipeline
 
@@ -73,7 +73,7 @@ def test_what_a_folder_names_is_never_a_path(known, tiny_pipeline):
     tiny_pipeline.save_pretrained("sharing")
     index = json.loads(Path("sharing/model_index.json").read_text())
     weights = loading.fingerprint(known / "image_tokenizer")
-    index[loading.SHARED] = {"image_tokenizer": ["tiny", weights]}
+    index[folder_schema.SHARED] = {"image_tokenizer": ["tiny", weights]}
     Path("sharing/model_index.json").write_text(json.dumps(index))
     shutil.rmtree("sharing/image_tokenizer")
     VisualARPipeline.from_pretrained("./sharing")

@@ -8,24 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from visual_ar.component_files import read_json
 from visual_ar.plain_numbers import shown
 
 INDEX = "model_index.json"
-Component = tuple[str, str] | tuple[None, None]
-"""Module and class, or that there is none."""
+BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
+SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprints of its weights]
+STANDS_FOR = "_stands_for"  # component -> {fingerprint of its weights: fingerprints they replace}
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1)]
+"""A fingerprint, or several each of which is right."""
+Component = (
+    Annotated[tuple[Text, Text], Strict(False)] | Annotated[tuple[None, None], Strict(False)]
+)
+"""Module and class, or that there is none. JSON has lists where strict models want tuples."""
+Holder = Annotated[tuple[Text, Texts], Strict(False)]
 _LONGEST_SIDE, _MOST_CLASSES = 65_536, 1_000_000
 
 
 class Index(BaseModel):
-    """The entries that a pipeline reads. What begins with an underscore is for `loading`."""
+    """The entries that are read of it."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
+    base: Text = Field("", alias="_base")
+    base_sha256: Texts = Field("", alias="_base_sha256")
+    shared: dict[Text, Holder] = Field({}, alias="_shared")
+    stands_for: dict[Text, dict[Text, Texts]] = Field({}, alias="_stands_for")
     model: Component | None = None
     image_tokenizer: Component | None = None
     scheduler: Component | None = None
@@ -55,15 +69,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _check(index: Mapping[str, Any], path: Path) -> None:
-    lists = {key: tuple(value) if _is_component(value) else value for key, value in index.items()}
     try:
-        Index.model_validate(lists)
+        Index.model_validate(index)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         rule = first["msg"].lower().removeprefix("input should be ")
         raise ValueError(f"{name} in {path} must be {rule}, got {shown(index[name])}") from None
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2

@@ -26,13 +26,9 @@ from torch import Tensor
 from visual_ar import eight_bit
 from visual_ar.assets import bundled, local
 from visual_ar.component_files import check_weights, read_json
-from visual_ar.folder_schema import INDEX, read_index
+from visual_ar.folder_schema import BASE, BASE_SHA256, INDEX, SHARED, STANDS_FOR, read_index
 from visual_ar.hub import Hub, download, is_hub_name
 from visual_ar.plain_numbers import shown
-
-BASE, BASE_SHA256 = "_base", "_base_sha256"  # keys of the index of a change
-SHARED = "_shared"  # component -> [name of the pipeline that holds it, fingerprints of its weights]
-STANDS_FOR = "_stands_for"  # component -> {fingerprint of its weights: fingerprints they replace}
 
 
 def find(name: str | PathLike[str], revision: str | None = None, hub: Hub | None = None) -> Path:
@@ -160,22 +156,11 @@ def shared(folder: Path) -> dict[str, Shared]:
     Raises:
         ValueError: the index does not say where they are.
     """
-    path = folder / INDEX
     index = read_index(folder)
-    entries = index.get(SHARED, {})
-    if not isinstance(entries, dict):
-        raise ValueError(f"{SHARED} in {path} must name components, got {shown(entries)}")
-    found = {}
-    for name, entry in entries.items():
-        base, weights = entry if isinstance(entry, list) and len(entry) == 2 else ("", "")
-        kind = _texts(index.get(name))
-        if not isinstance(base, str) or not _texts(weights) or len(kind) != 2:
-            raise ValueError(
-                f"{SHARED} in {path} must give a pipeline and a fingerprint for a component, "
-                f"got {shown(entry)} for {shown(name)}"
-            )
-        found[name] = Shared(base, _texts(weights), _component(folder, name, *kind))
-    return found
+    return {
+        name: Shared(base, _texts(weights), component(folder, name))
+        for name, (base, weights) in index.get(SHARED, {}).items()
+    }
 
 
 def holder(base: str, name: str, hub: Hub | None = None) -> Path:
@@ -200,7 +185,7 @@ def holder(base: str, name: str, hub: Hub | None = None) -> Path:
         if name in elsewhere:
             base = elsewhere[name].base
         elif BASE in index and not (folder / name).is_dir():
-            base = str(index[BASE])
+            base = index[BASE]
         else:
             return folder / name
     raise ValueError(f"{name} must be held by a pipeline, got a circle: {', '.join(passed)}")
@@ -248,27 +233,21 @@ def read_delta(folder: Path, pipeline: str) -> Delta | None:
     index = read_index(folder)
     if BASE not in index:
         return None
-    expected = {"_class_name": pipeline, BASE: str, "model": list, "scheduler": list}
-    for key, value in expected.items():
-        found = index.get(key)
-        if found != value and not (isinstance(value, type) and isinstance(found, value)):
-            raise ValueError(f"{key} in {path} must be {value}, got {shown(found)}")
-    weights = _texts(index.get(BASE_SHA256))
-    if not weights:
-        raise ValueError(
-            f"{BASE_SHA256} in {path} must be a text or a list of texts, "
-            f"got {shown(index.get(BASE_SHA256))}"
-        )
-    model_class = _component(folder, "model", *index["model"])
+    if index.get("_class_name") != pipeline:
+        found = shown(index.get("_class_name"))
+        raise ValueError(f"_class_name in {path} must be {pipeline}, got {found}")
+    if BASE_SHA256 not in index:
+        raise ValueError(f"{BASE_SHA256} must be given in {path} with {BASE}, got none")
+    model_class = component(folder, "model")
     prefix = getattr(model_class, "delta_prefix", None)
     if prefix is None:
         raise ValueError(f"model in {path} must be a class that adds to another, got {model_class}")
     check_weights(folder / "model", model_class, prefix)
-    scheduler = _component(folder, "scheduler", *index["scheduler"])
+    scheduler = component(folder, "scheduler")
     settings = folder / "scheduler" / scheduler.config_name
     return Delta(
         index[BASE],
-        weights,
+        _texts(index[BASE_SHA256]),
         model_class,
         read_json(folder / "model" / "config.json", "a model must have its config.json"),
         eight_bit.restore(load_file(folder / "model" / SAFETENSORS_WEIGHTS_NAME)),
@@ -295,16 +274,10 @@ def answers_to(folder: Path) -> tuple[str, ...]:
         ValueError: the index of the pipeline does not say what they replace as it must.
     """
     own = fingerprint(folder)
-    path = folder.parent / INDEX
-    replaced = (read_index(folder.parent) if path.exists() else {}).get(STANDS_FOR, {})
+    index = read_index(folder.parent) if (folder.parent / INDEX).exists() else {}
     # By the weights' own fingerprint, so that other weights in their place stand for nothing.
-    by_weights = replaced.get(folder.name, {}) if isinstance(replaced, dict) else None
-    if not isinstance(by_weights, dict) or not all(map(_texts, by_weights.values())):
-        raise ValueError(
-            f"{STANDS_FOR} in {path} must give fingerprints for those of a component, "
-            f"got {shown(replaced)}"
-        )
-    return (own, *_texts(by_weights.get(own)))
+    replaced = index.get(STANDS_FOR, {}).get(folder.name, {})
+    return (own, *_texts(replaced.get(own, [])))
 
 
 def check_base(delta: Delta, folder: Path) -> None:
@@ -328,12 +301,9 @@ def _check_fingerprint(folder: Path, base: str, expected: tuple[str, ...]) -> No
         )
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """A text as the only one, a list of texts as it is, and nothing of what is neither."""
-    if isinstance(value, str):
-        return (value,) if value else ()
-    whole = isinstance(value, list) and all(isinstance(text, str) for text in value)
-    return tuple(value) if whole else ()
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    """One text or several."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def component(folder: Path, name: str) -> Any:
@@ -343,7 +313,7 @@ def component(folder: Path, name: str) -> Any:
         ValueError: it names none, or one that is not of this library.
     """
     entry = read_index(folder).get(name)
-    if not isinstance(entry, list) or len(_texts(entry)) != 2:
+    if entry is None or entry[0] is None:
         raise ValueError(f"{name} in {folder / INDEX} must name a class, got {shown(entry)}")
     return _component(folder, name, *entry)
 

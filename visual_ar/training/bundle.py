@@ -16,7 +16,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from visual_ar import eight_bit, loading
+from visual_ar import eight_bit, folder_schema, loading
 from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
@@ -140,12 +140,12 @@ def save_delta(
         scheduler.save_pretrained(beside / "scheduler")
         index = {
             "_class_name": VisualARPipeline.__name__,
-            loading.BASE: base,
-            loading.BASE_SHA256: fingerprint,
+            folder_schema.BASE: base,
+            folder_schema.BASE_SHA256: fingerprint,
             "model": [type(model).__module__, type(model).__name__],
             "scheduler": [type(scheduler).__module__, type(scheduler).__name__],
         }
-        (beside / loading.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (beside / folder_schema.INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def share(folder: Path, name: str, base: str) -> None:
@@ -167,7 +167,7 @@ def share(folder: Path, name: str, base: str) -> None:
         raise ValueError(f"{name} must have the weights of {base!r}, {other}, got {own[:12]}")
     either = own if own == theirs[0] else [theirs[0], own]
     index = read_index(folder)
-    index[loading.SHARED] = index.get(loading.SHARED, {}) | {name: [base, either]}
+    index[folder_schema.SHARED] = index.get(folder_schema.SHARED, {}) | {name: [base, either]}
     _write_index(folder, index)
     shutil.rmtree(folder / name)
 
@@ -211,12 +211,13 @@ def _store_in_8_bits(folder: Path, name: str) -> None:
     if found in replaced:
         return
     index = read_index(folder)
-    index[loading.STANDS_FOR] = index.get(loading.STANDS_FOR, {}) | {name: {found: list(replaced)}}
+    known = index.get(folder_schema.STANDS_FOR, {})
+    index[folder_schema.STANDS_FOR] = known | {name: {found: list(replaced)}}
     _write_index(folder, index)
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    with written_beside(folder / loading.INDEX) as part:
+    with written_beside(folder / folder_schema.INDEX) as part:
         part.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
