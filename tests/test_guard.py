@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from visual_ar.app.guard import Entrance, Guard, entrance
+from visual_ar.cli import demo as demo_command
 from visual_ar.cli import serve as serve_command
 from visual_ar.cli.main import app
 
@@ -167,6 +168,22 @@ def test_the_command_takes_its_options(classes, monkeypatch, host, warned):
     assert answers == (
         [[200] * 2, [401, 200], [401, 200]] if warned else [[403] * 2] * 2 + [[401, 200]]
     )
+
+
+def test_the_page_is_guarded_too(classes, monkeypatch):
+    answers = []
+
+    def ask_once(application, listener, drain, connections):
+        for name in ("proxy.example", "evil.example"):
+            client = TestClient(application, base_url=f"http://{name}")
+            answers.append(client.get("/").status_code)
+
+    monkeypatch.setattr(demo_command, "run", ask_once)
+    words = ["demo", "-m", str(classes), "--port", "0", "--allow-host", "proxy.example"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    assert told.stderr.startswith(f"Loading {classes}; http://127.0.0.1:")
+    assert answers == [200, 403]
 
 
 def test_a_slash_at_the_end_changes_nothing(tiny_pipeline, serve):
