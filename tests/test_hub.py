@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from visual_ar import hub
+from visual_ar.cli.main import app
 from visual_ar.hub import Hub, download
 
 
@@ -45,6 +47,26 @@ def test_what_is_no_model_or_far_too_large_is_left_where_it_is(monkeypatch, size
     with pytest.raises(ValueError, match=message):
         download("a/b", None, Hub())
     assert taken == []
+
+
+class NoNetwork(Exception):
+    """As HTTP libraries raise it: no `OSError`."""
+
+
+def unreachable(name, **options):
+    raise NoNetwork("[Errno -2] Name or service not known")
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(monkeypatch, folder):
+    repository(monkeypatch, {})
+    monkeypatch.setattr(hub, "model_info", unreachable)
+    assert str(download("a/b", None, Hub())) == "here"  # the cache has it
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    for name in ("a/b", "a/b.c-d_e"):
+        with pytest.raises(OSError, match=f"got '{name}': .* Name or service not known"):
+            download(name, None, Hub())
+    told = CliRunner().invoke(app, ["generate", "x", "-m", "a/b"])
+    assert told.exit_code == 1 and told.stderr.startswith("Error: model must be ")
 
 
 def test_nobody_is_asked_offline(monkeypatch):

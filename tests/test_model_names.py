@@ -64,6 +64,20 @@ def test_what_is_no_name_is_refused(known, name):
         loading.find(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (Path("tiny"), "a path is always a folder, give the name of a bundled model as text"),
+        ("tinny", "did you mean 'tiny'"),
+        ("https://huggingface.co/owner/a.b-c/tree/main", "did you mean 'owner/a.b-c'"),
+        ("hf.co", "on the Hugging Face hub, got 'hf.co'$"),
+    ],
+)
+def test_what_is_not_found_is_near_to_something(known, name, hint):
+    with pytest.raises(FileNotFoundError, match=hint):
+        loading.find(name)
+
+
 def test_what_a_folder_names_is_never_a_path(known, tiny_pipeline):
     for name in ("here", "./here", str(Path.cwd()), "../here", "~/here"):
         with pytest.raises(FileNotFoundError, match="model must be bundled"):

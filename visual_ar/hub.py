@@ -66,8 +66,8 @@ def download(name: str, revision: str | None, hub: Hub) -> Path:
             local_files_only=hub.offline,
             allow_patterns=_FILES,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # errors of its HTTP library are of no common kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"model must be an existing folder or a repository that the Hugging Face hub gives, "
             f"got {name!r}: {reason}"
@@ -81,7 +81,7 @@ def _check_size(name: str, revision: str | None, hub: Hub) -> None:
         told = model_info(
             name, revision=revision, token=hub.token, files_metadata=True, timeout=_SECONDS
         )
-    except (OSError, ValueError):
+    except Exception:  # as below
         return  # the cache may hold it; if not, the download says why
     sizes = {file.rfilename: file.size or 0 for file in told.siblings or []}
     if not any(mark in sizes for mark in _MARKS):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -81,8 +82,11 @@ def find_named(name: str, hub: Hub | None = None) -> Path:
 
 
 def _not_found(name: str | PathLike[str]) -> str:
-    close = difflib.get_close_matches(Path(name).name, bundled(), n=1)
+    on_hub = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(name))
+    close = [on_hub[1]] if on_hub else difflib.get_close_matches(Path(name).name, bundled(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    if not isinstance(name, str) and str(name) in bundled():
+        hint = "; a path is always a folder, give the name of a bundled model as text"
     return (
         f"model must be bundled ({', '.join(bundled()) or 'none is'}), an existing folder or "
         f"OWNER/NAME on the Hugging Face hub, got {str(name)!r}{hint}"
