@@ -101,7 +101,6 @@ class _BoundedProtocol(H11Protocol):
         """Answers by itself, reads on for a while and closes."""
         self._refused = True
         self._stop_timer()
-        self._unset_keepalive_if_required()
         content = json.dumps(error.body()).encode()
         headers = {
             **(error.headers or {}),
