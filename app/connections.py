@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,28 +27,41 @@ def bounded(connections: int, header_seconds: float = HEADER_SECONDS) -> type[H1
     """The protocol of a server.
 
     Args:
-        connections: that may be open at once; further ones are told 503.
+        connections: that may be open at once; so many further ones are told 503, and others are
+            closed without a word.
         header_seconds: see `HEADER_SECONDS`.
     """
 
     class Bounded(_BoundedProtocol):
         most = connections
         seconds = header_seconds
+        refused: ClassVar[set[asyncio.Protocol]] = set()
 
     return Bounded
 
 
 class _BoundedProtocol(H11Protocol):
-    most: int
-    seconds: float
+    """A connection of a server; the attributes of the class are what all of its have in common.
+
+    Attributes:
+        most: connections that may be open.
+        seconds: that the headers of a request may take.
+        refused: connections that were told why and close soon.
+    """
+
+    most: ClassVar[int]
+    seconds: ClassVar[float]
+    refused: ClassVar[set[asyncio.Protocol]]
 
     _timer: asyncio.TimerHandle | None = None
-    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most:
             self.connections.discard(self)  # the next one may come when another ends
+            if len(self.refused) >= self.most:
+                transport.abort()
+                return
             told = f"connections must be at most {self.most} at once, try again soon"
             again = {"Retry-After": "1"}
             self._refuse(ApiError(503, told, None, "too_many_connections", again))
@@ -55,13 +69,14 @@ class _BoundedProtocol(H11Protocol):
             self._expect_request()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self in self.refused:
             return
         super().data_received(data)
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.refused.discard(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -76,7 +91,7 @@ class _BoundedProtocol(H11Protocol):
 
     def _expect_request(self) -> None:
         """The time of a request ends with its headers; a longer body has its own time."""
-        if self._refused or self._is_answering():
+        if self in self.refused or self._is_answering():
             self._stop_timer()
         elif self._timer is None:
             self._timer = self.loop.call_later(self.seconds, self._close_late)
@@ -99,7 +114,7 @@ class _BoundedProtocol(H11Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answers by itself, reads on for a while and closes."""
-        self._refused = True
+        self.refused.add(self)
         self._stop_timer()
         content = json.dumps(error.body()).encode()
         headers = {

@@ -180,6 +180,15 @@ def test_more_connections_than_there_may_be_are_told_to_come_back(address):
     assert is_alive(address)
 
 
+def test_a_crowd_costs_no_more_than_twice_its_places(address):
+    with ExitStack() as crowd:
+        clients = [crowd.enter_context(socket.create_connection(address)) for _ in range(12)]
+        told = [everything(client) for client in clients[4:]]
+        assert [b"503" in answer for answer in told] == [True] * 4 + [False] * 4
+        assert set(told[4:]) <= {b""}
+    assert is_alive(address)
+
+
 def test_a_refused_client_reads_why_although_it_goes_on_sending(address):
     with socket.create_connection(address) as client:
         client.sendall(b"nonsense\r\n\r\n" + b"x" * 1_000_000)

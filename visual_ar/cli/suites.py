@@ -160,7 +160,6 @@ def families(
         asked: pictures that the quality is measured on.
         as_json: print the document.
     """
-
     from visual_ar.cli.feature_network import feature_network, tracker
     from visual_ar.data import load
     from visual_ar.evaluation.families import bench_families, measured_quality
