@@ -18,7 +18,7 @@ MODES = (
     *("CMYK", "YCbCr", "LAB", "HSV", *WIDE),
 )
 REFUSED = ("F", "I")
-ROUNDED = {"YCbCr": 2, "LAB": 2, "HSV": 2}
+ROUNDED = {"YCbCr": 2, "HSV": 2}
 """How far what 8 bits of such a mode can hold is from the copy that it was made from; else 1."""
 
 

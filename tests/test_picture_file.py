@@ -1,5 +1,6 @@
 """One reader of pictures: every mode is its 8-bit RGB copy or refused, whoever reads it."""
 
+import colorsys
 import io
 import os
 
@@ -60,6 +61,25 @@ def test_every_mode_is_its_copy(mode):
     found = to_rgb(picture)
     assert found.mode == "RGB" and picture.mode == mode
     assert np.abs(np.asarray(found, int) - copy).max() <= ROUNDED.get(mode, 1)
+
+
+def from_ycbcr(pixels):
+    """JFIF's formula. float [..., 3]"""
+    luma, blue, red = np.moveaxis(pixels - [0, 128, 128], -1, 0)
+    green = luma - 0.344136 * blue - 0.714136 * red
+    return np.stack([luma + 1.402 * red, green, luma + 1.772 * blue], -1).clip(0, 255)
+
+
+def from_hsv(pixels):
+    rows = pixels.reshape(-1, 3) / 255
+    return 255 * np.array([colorsys.hsv_to_rgb(*row) for row in rows]).reshape(pixels.shape)
+
+
+@pytest.mark.parametrize(("mode", "convert"), [("YCbCr", from_ycbcr), ("HSV", from_hsv)])
+def test_what_such_a_picture_holds_is_read_within_1(mode, convert):
+    picture, _ = of_mode(mode)
+    exact = convert(np.asarray(picture, float))
+    assert np.abs(np.asarray(to_rgb(picture), float) - exact).max() <= 1
 
 
 @pytest.mark.parametrize("reader", READERS)
