@@ -124,14 +124,14 @@ def test_a_missing_picture_is_drawn_again_alone(tiny_pipeline, tmp_path):
     sample(tiny_pipeline, "tiny", tmp_path, 5, slots=2)
     before = contents(tmp_path)
     (tmp_path / "000003.png").unlink()
-    (tmp_path / "000001.png.99.part").write_bytes(b"half")
+    (tmp_path / ".0123456789abcdef.part").write_bytes(b"half")
     with pytest.raises(ValueError, match="got 4 of 5 pictures"):
         read_plan(tmp_path)
     result = sample(tiny_pipeline, "tiny", tmp_path, 5, slots=2)
     assert result["results"]["drawn_now"] == 1
     assert contents(tmp_path) == before
     assert read_plan(tmp_path)["count"] == 5
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.part"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros"])
@@ -237,6 +237,7 @@ def test_wrong_requests_are_refused_before_anything_is_written(
     new, used = tmp_path / "new", tmp_path / "used"
     used.mkdir()
     (used / "holiday.txt").write_text("not ours")
+    (used / "film.part").write_text("not ours either")
     for options, message in (
         ({"count": 0}, "count must be a whole number of at least 1, got 0"),
         ({"count": 1_000_001}, "count must be at most 1000000"),
@@ -251,7 +252,7 @@ def test_wrong_requests_are_refused_before_anything_is_written(
             sample(tiny_pipeline, "tiny", **call)
     with pytest.raises(ValueError, match="subjects must be given for this text-conditional"):
         sample(tiny_text_pipeline, "tiny", new, 2)
-    assert not new.exists()
+    assert not new.exists() and len(list(used.iterdir())) == 2
     with pytest.raises(FileNotFoundError, match=f"samples must hold {PLAN}"):
         read_plan(used)
 

@@ -79,7 +79,10 @@ def _in_parts(
         _stop_at(patch, step)
         run(recipe, data, output)
     assert not (output / "metrics.json").exists()
+    left = output / ".0123456789abcdef.part"  # by a process that was killed while it wrote
+    left.touch()
     run(recipe, data, output)
+    assert not left.exists()
 
 
 def test_a_resumed_tokenizer_equals_an_uninterrupted_one(

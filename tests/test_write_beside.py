@@ -3,7 +3,7 @@
 import errno
 import os
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from visual_ar.png import write_png
 from visual_ar.training.pixels import save_sheet
 from visual_ar.training.progress import Log, save_checkpoint, write_json
 from visual_ar.user_errors import sentence
-from visual_ar.write_beside import naming, written_beside
+from visual_ar.write_beside import clear_parts, naming, written_beside
 
 PICTURE = Image.effect_noise((64, 64), 99).convert("RGB")
 TENSORS = {"weight": torch.zeros(1000)}
@@ -109,6 +109,27 @@ def test_windows_that_no_disk_takes_are_measured_again(tmp_path, monkeypatch):
     with full_disk():
         window_store._write({"a": LONG})
     assert os.listdir(window_store.store_path().parent) == []
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
+    for name in (".0123456789abcdef.part", ".fedcba9876543210.part"):
+        (tmp_path / name).touch()
+    others = [
+        *("film.part", ".0123456789abcde.part", ".0123456789abcdeg.part", "0123456789abcdef.part"),
+        *(".0123456789abcdef.part.png", ".0123456789ABCDEF.part"),
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".0000000000000000.part").mkdir()
+    clear_parts(tmp_path)
+    kept = {*others, ".0000000000000000.part"}
+    assert set(os.listdir(tmp_path)) == kept
+    with suppress(KeyboardInterrupt), written_beside(tmp_path / "wanted") as part:
+        part.touch()  # what is written now has the form of what is cleared
+        clear_parts(tmp_path)
+        assert not part.exists()
+        raise KeyboardInterrupt
+    assert set(os.listdir(tmp_path)) == kept
 
 
 def test_errors_of_other_files_stay_what_they_are(tmp_path):

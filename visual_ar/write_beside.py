@@ -9,6 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
@@ -31,6 +33,17 @@ def written_beside(path: Path) -> Iterator[Path]:
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left in a folder.
+
+    Args:
+        folder: In which nobody else writes now. Files with other names stay, `a.part` among them.
+    """
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from visual_ar.pipeline import VisualARPipeline
 from visual_ar.plain_numbers import whole
 from visual_ar.png import write_png
 from visual_ar.request import Request
+from visual_ar.write_beside import clear_parts
 
 PLAN = "plan.json"
 ARCHIVE = "samples.npz"
@@ -196,8 +197,7 @@ def _begun(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not folder.is_dir():
         raise NotADirectoryError(f"output must be a folder, got {folder}")
-    for left in folder.glob("*.part"):
-        left.unlink()  # of a process that was killed while it wrote
+    clear_parts(folder)
     if not (folder / PLAN).is_file():
         if any(not is_hidden(path.name) for path in folder.iterdir()):
             raise ValueError(f"output must be empty or hold {PLAN}, got {folder}")

@@ -31,6 +31,7 @@ from visual_ar.training.recipe_file import bundled, load_recipe
 from visual_ar.training.tokenizer import TokenizerTraining
 from visual_ar.training.train_denoiser import DenoisingTraining
 from visual_ar.training.train_draft_head import DraftTraining
+from visual_ar.write_beside import clear_parts
 
 
 def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> dict[str, Any]:
@@ -57,6 +58,7 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
         raise ValueError(f"data must be the dataset {options.dataset}, got {dataset.name}")
     _check_models(options)
     output.mkdir(parents=True, exist_ok=True)
+    clear_parts(output)
     training = _training(options, dataset, output, torch.device(device))
     quality = training.train()
     metrics = {
