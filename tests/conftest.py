@@ -118,7 +118,7 @@ def make_tiny_pipeline():
 
 
 @contextmanager
-def serving_app(app, connections=300, seconds=20):
+def serving_app(app, connections=300, seconds=20, drain=5):
     """Serves a web application as `visual-ar serve` does, from a thread; gives its address."""
     import uvicorn
 
@@ -132,7 +132,7 @@ def serving_app(app, connections=300, seconds=20):
             log_level="critical",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=drain,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
