@@ -35,6 +35,7 @@ from visual_ar.app.api import (
     picture_event,
     response,
 )
+from visual_ar.app.closing import closing
 from visual_ar.app.guard import Entrance, Guard
 from visual_ar.app.metrics import CountAnswers, exposition
 from visual_ar.app.paths import WithoutSlash
@@ -167,8 +168,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             body = await read_body(request, service.limits.body_bytes)
         except ClientDisconnect:
             return Response(status_code=_GONE)
-        except asyncio.CancelledError:
-            raise _closing() from None
         order = parse(body, service.name, service.limits)
         jobs = service.submit(order)
         if order.stream:
@@ -296,8 +295,6 @@ async def _answer(service: Service, jobs: list[Job], receive: Receive) -> Respon
                 drawn[index] = await service.draw(picture)
     except ClientGone:
         return Response(status_code=_GONE)
-    except asyncio.CancelledError:
-        raise _closing() from None
     except Exception as error:
         raise _failure(error) from error
     created = int(time.time())
@@ -348,7 +345,7 @@ class EventStream(Response):
         except ClientGone:
             raise
         except asyncio.CancelledError:
-            yield error_event(_closing())
+            yield error_event(closing())
         except Exception as error:
             yield error_event(_failure(error))
 
@@ -373,15 +370,10 @@ def _refused(error: ValueError) -> ApiError:
     return ApiError(400, message, "prompt", "invalid_value")
 
 
-def _closing() -> ApiError:
-    """What a client is told whose request is not done when the server ends its tasks."""
-    return ApiError(503, "the service is closing, the picture was given up", code="closing")
-
-
 def _failure(error: BaseException) -> ApiError:
     """What a client is told of a picture that was not drawn; details are for the log."""
     if isinstance(error, CancelledError | EngineClosed):
-        return _closing()
+        return closing()
     _log.error("a picture could not be drawn", exc_info=error)
     kind = type(error).__name__
     return ApiError(500, f"the picture could not be drawn because of {kind}", code="failed")

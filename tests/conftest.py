@@ -122,11 +122,12 @@ def serving_app(app, connections=300, seconds=20, drain=5):
     """Serves a web application as `visual-ar serve` does, from a thread; gives its address."""
     import uvicorn
 
+    from visual_ar.app.closing import AnswerCancelled
     from visual_ar.app.connections import bounded
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            app,
+            AnswerCancelled(app),
             http=bounded(connections, seconds),
             ws="none",
             log_level="critical",

@@ -1,5 +1,6 @@
 """Whoever still waits when a server has ended its time is told so, in the form of other errors."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -7,6 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
 from visual_ar.app.server import build
 from visual_ar.engine import Engine
@@ -24,7 +28,7 @@ def send_half(url):
         return client.makefile("rb").read()
 
 
-def test_the_end_of_a_server_is_an_answer(tiny_pipeline, serving, monkeypatch, caplog):
+def test_the_end_of_a_server_is_an_answer(tiny_pipeline, serving, monkeypatch):
     release, step = threading.Event(), tiny_pipeline.scheduler.step
 
     def waiting(state):
@@ -47,4 +51,33 @@ def test_the_end_of_a_server_is_an_answer(tiny_pipeline, serving, monkeypatch, c
         told, _, text = events.result().text.partition("\ndata: ")
         assert told == "event: error" and json.loads(text)["error"]["message"] == CLOSING
         assert b" 503 " in half.result() and CLOSING.encode() in half.result()
-    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_stream_without_end_is_ended(serving):
+    app, begun = FastAPI(), threading.Event()
+
+    async def beats():
+        while True:
+            yield b"beat\n"
+            begun.set()
+            await asyncio.sleep(0.05)
+
+    @app.get("/announced")
+    async def announced() -> StreamingResponse:
+        return StreamingResponse(beats(), headers={"Content-Length": "1000000"})
+
+    @app.get("/beats")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(beats())
+
+    with ThreadPoolExecutor(2) as clients:
+        with serving(app, drain=1) as url:
+            whole = clients.submit(httpx.get, f"{url}/beats", timeout=60)
+            assert begun.wait(60)
+            begun.clear()
+            cut = clients.submit(httpx.get, f"{url}/announced", timeout=60)
+            assert begun.wait(60)
+            time.sleep(0.2)
+        assert whole.result().text.startswith("beat\n")  # its end came, or httpx would raise
+        with pytest.raises(httpx.RemoteProtocolError):
+            cut.result()

@@ -152,12 +152,13 @@ def run(app: "FastAPI", listener: socket.socket, drain: int, connections: int) -
     """
     import uvicorn
 
+    from visual_ar.app.closing import AnswerCancelled
     from visual_ar.app.connections import bounded
 
     # uvicorn raises the signal again when it is done, and a drained service has ended well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     config = uvicorn.Config(
-        app,
+        AnswerCancelled(app),
         http=bounded(connections),
         ws="none",
         log_level="warning",
