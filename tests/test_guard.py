@@ -134,6 +134,14 @@ def test_elsewhere_any_host_is_let_in(address):
     assert entrance(address) == Entrance()
 
 
+@pytest.mark.parametrize("host", ["a\0b", "\udcff", "x" * 300, "256.0.0.1", "a b", "\x1b[2J"])
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_what_is_no_address_is_a_sentence(command, host):
+    told = CliRunner().invoke(app, [command, "--host", host, "--port", "0"])
+    assert told.exit_code == 1 and told.stderr.startswith("Error: host and port must be free")
+    assert told.stderr.count("\n") == 1 and "\x1b" not in told.stderr
+
+
 def test_a_key_is_never_printed(tiny_pipeline, tmp_path):
     assert KEY not in repr(entrance("0.0.0.0", key=KEY))
     tiny_pipeline.save_pretrained(tmp_path / "tiny")

@@ -128,8 +128,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, TypeError, UnicodeError) as error:  # the last two of what is no name at all
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise OSError(
             f"host and port must be free to listen on, got {host} and {port}: {reason}"
         ) from None
