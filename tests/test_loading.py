@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from visual_ar import assets, eight_bit, loading
 from visual_ar.cli.info import model
+from visual_ar.models.llamagen import LlamaGen
 from visual_ar.pipeline import VisualARPipeline
 from visual_ar.training.bundle import pack, share
 
@@ -48,6 +49,21 @@ def sharing(tiny_pipeline, folder, tmp_path, monkeypatch):
     tiny_pipeline.save_pretrained(path)
     share(path, "image_tokenizer", "base")
     return path
+
+
+def test_the_names_of_two_classes_are_no_component(tiny_pipeline, tmp_path):
+    config = {**tiny_pipeline.model.config, "num_classes": 2}
+    parts = {**tiny_pipeline.components, "model": LlamaGen.from_config(config).eval()}
+    pipe = VisualARPipeline(**parts, class_names=["cat", "dog"], height=8, width=8)
+    pipe.save_pretrained(tmp_path / "two")
+    loaded = VisualARPipeline.from_pretrained(tmp_path / "two")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.config.class_names == ["cat", "dog"]
+    drawn = [one(class_labels=1, seeds=1, output_type="pt").images for one in (pipe, loaded)]
+    assert torch.equal(*drawn)
+    told = model(str(tmp_path / "two"))
+    assert told["settings"]["class_names"] == ["cat", "dog"]
+    assert told["components"].keys() == {"model", "image_tokenizer", "scheduler"}
 
 
 def test_a_shared_component_comes_from_where_it_is_held(sharing, folder, tmp_path):

@@ -31,20 +31,11 @@ Holder = Annotated[tuple[Text, Texts], Strict(False)]
 _LONGEST_SIDE, _MOST_CLASSES = 65_536, 1_000_000
 
 
-class Index(BaseModel):
-    """The entries that are read of it."""
+class Settings(BaseModel):
+    """What a pipeline is told besides its components."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
-    base: Text = Field("", alias="_base")
-    base_sha256: Texts = Field("", alias="_base_sha256")
-    shared: dict[Text, Holder] = Field({}, alias="_shared")
-    stands_for: dict[Text, dict[Text, Texts]] = Field({}, alias="_stands_for")
-    model: Component | None = None
-    image_tokenizer: Component | None = None
-    scheduler: Component | None = None
-    text_encoder: Component | None = None
-    draft_head: Component | None = None
     class_names: list[str] | None = Field(None, max_length=_MOST_CLASSES)
     height: int | None = Field(None, ge=1, le=_LONGEST_SIDE)
     width: int | None = Field(None, ge=1, le=_LONGEST_SIDE)
@@ -57,6 +48,20 @@ class Index(BaseModel):
     top_p: float | None = None
 
 
+class Index(Settings):
+    """The entries that are read of it."""
+
+    base: Text = Field("", alias="_base")
+    base_sha256: Texts = Field("", alias="_base_sha256")
+    shared: dict[Text, Holder] = Field({}, alias="_shared")
+    stands_for: dict[Text, dict[Text, Texts]] = Field({}, alias="_stands_for")
+    model: Component | None = None
+    image_tokenizer: Component | None = None
+    scheduler: Component | None = None
+    text_encoder: Component | None = None
+    draft_head: Component | None = None
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of a saved pipeline.
 
@@ -66,6 +71,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX, f"a model folder must hold {INDEX}")
     _check(index, folder / INDEX)
     return index
+
+
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Module and class by the name of every component that a pipeline has.
+
+    Args:
+        index: as `read_index` gives it. What is a pair of texts and no setting names a component,
+            as diffusers takes it; the names of two classes are a setting.
+    """
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in index.items()
+        if name not in Settings.model_fields and not name.startswith("_") and _is_pair(entry)
+    }
+
+
+def _is_pair(entry: Any) -> bool:
+    texts = isinstance(entry, list) and all(isinstance(one, str) for one in entry)
+    return texts and len(entry) == 2
 
 
 def _check(index: Mapping[str, Any], path: Path) -> None:

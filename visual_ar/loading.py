@@ -27,7 +27,15 @@ from torch import Tensor
 from visual_ar import eight_bit
 from visual_ar.assets import bundled, local
 from visual_ar.component_files import check_weights, read_json
-from visual_ar.folder_schema import BASE, BASE_SHA256, INDEX, SHARED, STANDS_FOR, read_index
+from visual_ar.folder_schema import (
+    BASE,
+    BASE_SHA256,
+    INDEX,
+    SHARED,
+    STANDS_FOR,
+    components,
+    read_index,
+)
 from visual_ar.hub import Hub, download, is_hub_name
 from visual_ar.plain_numbers import shown
 
@@ -111,18 +119,17 @@ def check(folder: Path, pipeline: str) -> None:
             f"{folder / INDEX} must describe a {pipeline}, got {shown(index.get('_class_name'))}"
         )
     elsewhere = shared(folder)
-    for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
-            if name in elsewhere:
-                continue
-            if not (folder / name).is_dir():
-                raise ValueError(f"the model folder {str(folder)!r} must hold a folder {name}")
-            component = _component(folder, name, *entry)
-            if issubclass(component, ModelMixin):
-                check_weights(folder / name, component)
-            elif issubclass(component, SchedulerMixin):
-                settings = component.config_name
-                read_json(folder / name / settings, f"{name} must hold {settings}")
+    for name, entry in components(index).items():
+        if name in elsewhere:
+            continue
+        if not (folder / name).is_dir():
+            raise ValueError(f"the model folder {str(folder)!r} must hold a folder {name}")
+        found = _component(folder, name, *entry)
+        if issubclass(found, ModelMixin):
+            check_weights(folder / name, found)
+        elif issubclass(found, SchedulerMixin):
+            settings = found.config_name
+            read_json(folder / name / settings, f"{name} must hold {settings}")
 
 
 class Shared(NamedTuple):
@@ -316,9 +323,11 @@ def component(folder: Path, name: str) -> Any:
     Raises:
         ValueError: it names none, or one that is not of this library.
     """
-    entry = read_index(folder).get(name)
-    if entry is None or entry[0] is None:
-        raise ValueError(f"{name} in {folder / INDEX} must name a class, got {shown(entry)}")
+    index = read_index(folder)
+    entry = components(index).get(name)
+    if entry is None:
+        told = shown(index.get(name))
+        raise ValueError(f"{name} in {folder / INDEX} must name a class, got {told}")
     return _component(folder, name, *entry)
 
 

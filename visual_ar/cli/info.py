@@ -84,7 +84,7 @@ def model(name: str) -> dict[str, Any]:
     """
     from visual_ar.assets import bundled, local
     from visual_ar.component_files import reading
-    from visual_ar.folder_schema import read_index
+    from visual_ar.folder_schema import Settings, components, read_index
 
     known = bundled()
     folder = local(name, known)
@@ -94,24 +94,16 @@ def model(name: str) -> dict[str, Any]:
             f"model must be bundled ({names}) or a folder with model_index.json, got {name!r}"
         )
     with reading(folder):
-        parts = {k: v for k, v in read_index(folder).items() if not k.startswith("_")}
-        components = {key: value[1] for key, value in parts.items() if _is_component(value)}
-        described = {key: _component(folder, key, value) for key, value in components.items()}
+        index = read_index(folder)
+        parts = {key: value[1] for key, value in components(index).items()}
+        described = {key: _component(folder, key, value) for key, value in parts.items()}
     return {
         "name": name,
         "path": str(folder),
         "components": described,
-        "settings": {
-            key: value
-            for key, value in parts.items()
-            if key not in components and value != [None, None]  # a component that it does without
-        },
+        "settings": {key: value for key, value in index.items() if key in Settings.model_fields},
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _component(folder: Path, name: str, kind: str) -> dict[str, Any]:
