@@ -18,7 +18,7 @@ INSIDE_ACCEL = ("rules", "kernels", "loop", "drafts", "methods")  # none imports
 PLAIN = (
     *("assets", "diffusers_habits", "folder", "guidance", "hub", "layout", "packed"),
     *("plain_numbers", "plain_text", "processor", "regular_file", "sampling", "size", "store"),
-    "write_beside",
+    *("text_blocks", "write_beside"),
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 FILES = ("eight_bit", "picture_file", "png", "text_file")
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "contracts": ("cache", "eight_bit", "layers", "layout", "size", "sampling", "tokens"),
     "tokenizers": ("contracts", "eight_bit", "layers", "size", "tokens"),
     "models": (*PARTS, "tokenizers"),
-    "text_encoder": ("eight_bit", "layers"),
+    "text_encoder": ("eight_bit", "layers", "text_blocks"),
     "cast": ("contracts", "layout", "tokens"),
     "rules": ("contracts", "sampling", "tokens"),
     "kernels": ("contracts", "rules", "sampling", "store", "tokens", "write_beside"),

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from visual_ar.eight_bit import EightBitModel
+from visual_ar.text_blocks import Mlp, TextBlock
 
 _WORD = re.compile(r"[^\W_]+")
 _NGRAM_SIZES = (3, 4)
@@ -108,7 +107,7 @@ class TextEncoder(EightBitModel, ConfigMixin):
         self.word_embedding = nn.Embedding(len(words) + 1, dim)
         self.ngram_embedding = nn.Embedding(ngram_buckets + 1, dim, padding_idx=0)
         self.position_embedding = nn.Embedding(length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(TextBlock(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.summary = Mlp(dim, 2 * dim, feature_dim)
         for table in (self.word_embedding, self.ngram_embedding, self.position_embedding):
@@ -165,7 +164,7 @@ class TextEncoder(EightBitModel, ConfigMixin):
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         visible = (mask[:, None] | itself)[:, None]  # padding sees itself: no empty softmax
         for block in self.blocks:
-            x = block(x, attn_mask=visible)
+            x = block(x, visible)
         x = self.norm(x) * mask[..., None]
         summary = self.summary(x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
         told = mask.any(1, keepdim=True)

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from visual_ar.cli.common import resolve_device, resolve_dtype
+from visual_ar.cli.lean_imports import import_pipeline, without_compiler
+from visual_ar.method_options import build
 from visual_ar.provenance import PARAMETERS, Order, recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from visual_ar.cli.method_flags import MethodAsked
     from visual_ar.output import Stats, VisualAROutput
     from visual_ar.pipeline import VisualARPipeline
     from visual_ar.png import Drawn
@@ -31,7 +34,12 @@ class Drawing(NamedTuple):
 
 
 def load(
-    model: str, device: str, dtype: str, draft_model: str | None = None, retune: bool = False
+    model: str,
+    device: str,
+    dtype: str,
+    draft_model: str | None = None,
+    retune: bool = False,
+    method: "MethodAsked | None" = None,
 ) -> "VisualARPipeline":
     """Returns the pipeline on a device.
 
@@ -41,21 +49,27 @@ def load(
         dtype: See `resolve_dtype`.
         draft_model: Another such model that drafts for this one.
         retune: Whether windows that were measured for the model are forgotten.
+        method: That decodes; None is the model's own.
 
     Raises:
-        ValueError: no such device, a model's files are damaged, or the draft model does not fit.
+        ValueError: no such device or method, a model's files are damaged, or the draft model does
+            not fit.
         OSError: no such model, or the hub cannot be reached.
     """
     place = resolve_device(device)
+    import_pipeline()
     from diffusers.utils import logging
 
     from visual_ar.pipeline import VisualARPipeline
 
     logging.disable_progress_bar()  # three files load at once; the bar that matters is the tokens'
     number = resolve_dtype(dtype, place)
-    pipe = VisualARPipeline.from_pretrained(model, dtype=number).to(place)
-    if draft_model is not None:
-        pipe.draft_with(VisualARPipeline.from_pretrained(draft_model, dtype=number).to(place))
+    with without_compiler():
+        pipe = VisualARPipeline.from_pretrained(model, dtype=number).to(place)
+        if draft_model is not None:
+            pipe.draft_with(VisualARPipeline.from_pretrained(draft_model, dtype=number).to(place))
+        if method is not None:
+            pipe.scheduler = build(method.name, method.options, pipe.scheduler)
     if retune:
         from visual_ar.accel.loop.window_store import forget_windows
 

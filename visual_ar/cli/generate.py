@@ -25,7 +25,6 @@ from visual_ar.cli.option_groups import (
 )
 from visual_ar.cli.sheet import paste_drawn
 from visual_ar.cli.terminal import echo_json, say
-from visual_ar.method_options import build
 from visual_ar.provenance import Order, of_sheet
 
 if TYPE_CHECKING:
@@ -166,8 +165,7 @@ def generate(
         )
     paths = files.paths(len(subjects))
     set_threads(machine.threads)
-    pipe = load(model, machine.device, machine.dtype, draft_model, retune)
-    pipe.scheduler = build(method.name, method.options, pipe.scheduler)
+    pipe = load(model, machine.device, machine.dtype, draft_model, retune, method)
     pipe.set_progress_bar_config(unit=" tokens", disable=True if as_json else None)
     given = {name: side for name, side in asdict(size).items() if side is not None}
     order = Order(

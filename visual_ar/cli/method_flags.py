@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from visual_ar import accel
 from visual_ar.cli.help_text import literal
+from visual_ar.cli.lean_imports import import_pipeline
 from visual_ar.cli.option_groups import METHOD
 
 ASKED = "visual_ar.method"  # in the context's meta: name of an option -> what was typed
@@ -56,6 +57,7 @@ def _remember(context: typer.Context, parameter: typer.CallbackParam, value: Any
 @cache
 def _flags(methods: tuple[str, ...]) -> list[Any]:
     """The options, made by typer of a function that nobody calls. methods: for the cache."""
+    import_pipeline()  # loading the methods would bring it whole
     from visual_ar import method_options
 
     def nobody() -> None: ...

@@ -14,7 +14,6 @@ from visual_ar.cli.drawing import load
 from visual_ar.cli.method_flags import method_asked
 from visual_ar.cli.option_groups import Machine, Model, Retune, grouped
 from visual_ar.cli.terminal import say
-from visual_ar.method_options import build
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -102,8 +101,7 @@ def serve(
         from visual_ar.engine import Engine
 
         def start() -> "Engine":
-            pipe = load(model, machine.device, machine.dtype, retune=retune)
-            pipe.scheduler = build(method.name, method.options, pipe.scheduler)
+            pipe = load(model, machine.device, machine.dtype, retune=retune, method=method)
             return Engine(pipe, slots, queue)
 
         # A link to a folder keeps its own name, so the path is not resolved.

@@ -53,8 +53,8 @@ class CaptionEmbedder(nn.Module):
     def __init__(self, caption_dim: int, caption_length: int, dim: int) -> None:
         super().__init__()
         self.cap_proj = CaptionProjection(caption_dim, dim)
-        nothing = torch.randn(caption_length, caption_dim) / caption_dim**0.5
-        self.register_buffer("uncond_embedding", nothing)
+        self.register_buffer("uncond_embedding", torch.empty(caption_length, caption_dim))
+        nn.init.normal_(self.uncond_embedding, std=caption_dim**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [R, P, C]; returns [R, P, D]."""
