@@ -22,7 +22,7 @@ PLAIN = (
 )
 """Files of one concern each that import nothing of ours, `layout` and `sampling` among them."""
 FILES = ("eight_bit", "picture_file", "png", "text_file")
-PARTS = (*PLAIN, *FILES, "cache", "layers", "tokens", "contracts")
+PARTS = (*PLAIN, *FILES, "cache", "few_rows", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
 LOADING = ("companions", "component_files", "folder_schema", "loading")
 SERVING = (*DECODING, *LOADING, "conditioning", "request", "output", "rendering")
@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "top": (),  # the registries of names, which import what is asked for
     "accel": (),
     "cache": (),
-    "layers": ("cache", "packed"),
+    "few_rows": ("cache", "packed"),
+    "layers": ("cache", "few_rows", "packed"),
     "tokens": ("layout", "sampling"),
     "contracts": ("cache", "eight_bit", "layers", "layout", "size", "sampling", "tokens"),
     "tokenizers": ("contracts", "eight_bit", "layers", "size", "tokens"),

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from visual_ar.layers import Linear, SwiGLU
-from visual_ar.packed import Packed, _available
+from visual_ar.packed import Packed, order_pays
 
 IN, OUT = 1024, 512  # the smallest that is packed
 
-pytestmark = pytest.mark.skipif(not _available(), reason="weights are packed on x86 CPUs only")
+pytestmark = pytest.mark.skipif(not order_pays(), reason="weights are packed on x86 CPUs only")
 
 
 def weight(seed=0):

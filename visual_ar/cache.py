@@ -64,10 +64,28 @@ class KVCache:
         keys, values = self.keys[layer], self.values[layer]
         keys[self._rows, slots] = k.transpose(1, 2).to(keys.dtype)
         values[self._rows, slots] = v.transpose(1, 2).to(values.dtype)
-        return (
-            keys[:, : self.extent].transpose(1, 2),
-            values[:, : self.extent].transpose(1, 2),
-        )
+        return self._readable(layer)
+
+    def _readable(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[layer, :, : self.extent] for buffer in (self.keys, self.values))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def index(self, slots: Tensor) -> Tensor:
+        """Where `write` puts queries at some slots: int64 [R Q]. slots: int64 [R, Q]."""
+        return (slots + self._rows * self.slots).flatten()
+
+    def write(self, layer: int, k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` by whole rows.
+
+        Args:
+            layer: index of the layer.
+            k: [R Q, h d_h] new keys.
+            v: [R Q, h d_h] new values.
+            index: int64 [R Q], see `index`.
+        """
+        for buffer, new in ((self.keys, k), (self.values, v)):
+            buffer[layer].view(-1, new.shape[-1]).index_copy_(0, index, new)
+        return self._readable(layer)
 
     def visible(self, slots: Tensor, end: Tensor | None = None) -> Tensor:
         """The mask of queries at `slots`, with the padding columns of the prefix hidden.

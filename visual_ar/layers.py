@@ -5,13 +5,15 @@ Knows nothing about any family, decoding method or tokenizer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_ar.cache import KVCache
+from visual_ar.few_rows import BlockWeights, FewRows
 from visual_ar.packed import Packed
 
 _FEW_ROWS = 64
@@ -107,7 +109,8 @@ def check_heads(dim: int, n_head: int) -> None:
         raise ValueError(f"dim must be a multiple of 4 n_head = {4 * n_head}, got {dim}")
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pass:
     """What all layers of one pass share, computed once.
 
     Attributes:
@@ -121,6 +124,12 @@ class Pass(NamedTuple):
     mask: Tensor | None = None
     cache: KVCache | None = None
     slots: Tensor | None = None
+
+    @cached_property
+    def index(self) -> Tensor:
+        """int64 [R Q], rows of the cache that the queries are written to."""
+        assert self.cache is not None and self.slots is not None
+        return self.cache.index(self.slots)
 
 
 class Attention(nn.Module):
@@ -181,11 +190,41 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(dim, hidden_dim, dropout)
         self.attention_norm = RMSNorm(dim)
         self.ffn_norm = RMSNorm(dim)
+        self._few_rows = FewRows()
 
     def forward(self, x: Tensor, layer: int, shared: Pass) -> Tensor:
         """x: [R, Q, D]; layer: index in the cache; returns [R, Q, D]."""
+        few = self._few_rows.block(self._weights, x, layer, shared)
+        if few is not None:
+            return few
         x = x + self.attention(self.attention_norm(x), layer, shared)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+    def _weights(self) -> BlockWeights | None:
+        """All that the block computes with; None where somebody added to its parts."""
+        parts = list(self.modules())[1:]
+        if any(type(part) not in _PARTS or _has_hooks(part) for part in parts) or self.training:
+            return None
+        attention, feed_forward = self.attention, self.feed_forward
+        return BlockWeights(
+            attention_norm=self.attention_norm.weight,
+            wqkv=attention.wqkv.weight,
+            wo=attention.wo.weight,
+            ffn_norm=self.ffn_norm.weight,
+            w1=feed_forward.w1.weight,
+            w3=feed_forward.w3.weight,
+            w2=feed_forward.w2.weight,
+            heads=attention.heads,
+            eps=self.attention_norm.eps,
+        )
+
+
+_PARTS = (Attention, Linear, RMSNorm, SwiGLU)
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 def default_ffn_dim(dim: int) -> int:

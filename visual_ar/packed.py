@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 _MOST_ROWS = 32
-_LEAST_WEIGHTS = 1 << 19  # below, a call costs more than the order gains
+LEAST_WEIGHTS = 1 << 19  # below, a call costs more than the order gains
 _SAMPLED = 16
 _PACKED_FOR = 16  # rows; the order found for one row is slow for two, this one is good for all
 
 
-class _Met(NamedTuple):
+class Met(NamedTuple):
     """Weights that multiplied once: whose, where, after how many changes in place, and a sample.
 
     Changes through `.data`, by which adapters are merged, count nowhere; the sample sees those that
@@ -29,11 +29,13 @@ class _Met(NamedTuple):
     sample: Tensor
 
     @classmethod
-    def now(cls, weight: Tensor) -> _Met:
+    def now(cls, weight: Tensor) -> Met:
+        """weight: [out, in], or [out]."""
         sample = _sample(weight).clone()
         return cls(weakref.ref(weight), weight.data_ptr(), weight._version, sample)
 
     def again(self, weight: Tensor) -> bool:
+        """Whether a weight is that one, unchanged."""
         same = self.weight() is weight and self.address == weight.data_ptr()
         unchanged = same and self.version == weight._version
         return unchanged and torch.equal(_sample(weight), self.sample)
@@ -48,7 +50,7 @@ class Packed:
     """
 
     def __init__(self) -> None:
-        self._met: tuple[_Met, ...] = ()
+        self._met: tuple[Met, ...] = ()
         self._order: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
@@ -67,21 +69,26 @@ class Packed:
         size = x.shape[-1]
         if not size < x.numel() <= _MOST_ROWS * size:
             return None
-        if sum(weight.numel() for weight in weights) < _LEAST_WEIGHTS or not _serves(x, weights):
+        if sum(weight.numel() for weight in weights) < LEAST_WEIGHTS or not _serves(x, weights):
             return None
-        if not (len(self._met) == len(weights) and all(map(_Met.again, self._met, weights))):
+        if not (len(self._met) == len(weights) and all(map(Met.again, self._met, weights))):
             # Weights that change with every use are not worth the copy.
-            self._met, self._order = tuple(map(_Met.now, weights)), None
+            self._met, self._order = tuple(map(Met.now, weights)), None
             return None
         if self._order is None:
             together = weights[0] if len(weights) == 1 else torch.cat(weights)
-            self._order = torch.ops.mkldnn._reorder_linear_weight(together.detach(), _PACKED_FOR)
+            self._order = in_order(together)
         return torch.ops.mkldnn._linear_pointwise(x, self._order, None, "none", [], "")
 
 
+def in_order(weight: Tensor) -> Tensor:
+    """A weight [out, in] for `torch.ops.mkldnn._linear_pointwise`; only where `order_pays`."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
+
+
 def _sample(weight: Tensor) -> Tensor:
-    """About `_SAMPLED` entries of a matrix, from as many rows and columns."""
-    diagonal = weight.detach().diagonal()
+    """About `_SAMPLED` entries of a matrix, from as many rows and columns, or of a vector."""
+    diagonal = weight.detach().diagonal() if weight.dim() > 1 else weight.detach()
     return diagonal[:: max(1, len(diagonal) // _SAMPLED)]
 
 
@@ -92,13 +99,14 @@ def _serves(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         and not torch.is_grad_enabled()
         and bool(torch.backends.mkldnn.enabled)
         and not any(weight.is_inference() for weight in weights)  # they count no versions
-        and _available()
+        and order_pays()
         and not torch.compiler.is_compiling()
     )
 
 
 @cache
-def _available() -> bool:
+def order_pays() -> bool:
+    """Whether this machine has products with weights in order."""
     # The operators that torch's own compiler emits for frozen weights; they have no public name.
     names = ("_reorder_linear_weight", "_linear_pointwise")
     return (
