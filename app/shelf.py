@@ -76,7 +76,7 @@ class Shelf:
             return self._pipe
         with self._lock:
             if name not in self._loaded:
-                pipe = VisualARPipeline.from_pretrained(name, dtype=self._pipe.dtype)
+                pipe = VisualARPipeline.from_pretrained(name, dtype=self._pipe.number_format)
                 self._loaded[name] = pipe.to(self._pipe.device)
             self._loaded.move_to_end(name)
             if len(self._loaded) > KEPT:
@@ -151,7 +151,8 @@ def describe(pipe: VisualARPipeline) -> dict[str, Any]:
     defaults = {key: value for key, value in config.items() if key not in parts}
     names = defaults.pop("class_names", None)
     classes = {"classes": len(names)} if names else {}
-    return {**parts, **classes, **defaults, "device": str(pipe.device), "dtype": str(pipe.dtype)}
+    where = {"device": str(pipe.device), "dtype": str(pipe.number_format)}
+    return {**parts, **classes, **defaults, **where}
 
 
 def _public(config: Any) -> dict[str, Any]:

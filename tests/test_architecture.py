@@ -25,7 +25,9 @@ FILES = ("eight_bit", "picture_file", "png", "text_file")
 PARTS = (*PLAIN, *FILES, "cache", "few_rows", "layers", "tokens", "contracts")
 DECODING = (*PARTS, "cast", "accel", "rules", "kernels", "loop")
 LOADING = ("companions", "component_files", "folder_schema", "loading")
-SERVING = (*DECODING, *LOADING, "conditioning", "request", "output", "rendering")
+SERVING = (
+    *(*DECODING, *LOADING, "conditioning", "eight_bit_linear", "request", "output", "rendering"),
+)
 RUNNING = (*SERVING, "pipeline", "job", "lanes", "engine", "provenance", "method_options", "top")
 MAY_IMPORT = {
     **dict.fromkeys(PLAIN, ()),
@@ -36,6 +38,7 @@ MAY_IMPORT = {
     "cache": (),
     "few_rows": ("cache", "packed"),
     "layers": ("cache", "few_rows", "packed"),
+    "eight_bit_linear": ("eight_bit", "layers"),
     "tokens": ("layout", "sampling"),
     "contracts": ("cache", "eight_bit", "layers", "layout", "size", "sampling", "tokens"),
     "tokenizers": ("contracts", "eight_bit", "layers", "size", "tokens"),

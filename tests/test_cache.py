@@ -70,7 +70,7 @@ def test_a_slot_past_the_query_changes_nothing():
         cache.update(0, k, v, torch.arange(4).expand(ROWS, -1))
         if drafted:
             cache.update(0, *random_kv(3, seed=9), torch.tensor([[4, 5, 6], [4, 5, 6]]))
-        keys, values = cache.keys[0].transpose(1, 2), cache.values[0].transpose(1, 2)
+        keys, values = cache.keys[0], cache.values[0]
         results.append(
             F.scaled_dot_product_attention(queries, keys, values, attn_mask=cache.visible(at))
         )
@@ -84,7 +84,7 @@ def test_admission_takes_over_prefix_and_mask_of_some_rows():
         part.update(layer, k, v, torch.arange(PREFIX)[None])
     part.prefix_mask = torch.tensor([[False, True, True]])
     cache.assign(torch.tensor([1]), part)
-    assert torch.equal(cache.keys[:, 1, :PREFIX].transpose(1, 2), k.expand(LAYERS, -1, -1, -1))
-    assert torch.equal(cache.values[:, 1, :PREFIX].transpose(1, 2), v.expand(LAYERS, -1, -1, -1))
+    assert torch.equal(cache.keys[:, 1, :, :PREFIX], k.expand(LAYERS, -1, -1, -1))
+    assert torch.equal(cache.values[:, 1, :, :PREFIX], v.expand(LAYERS, -1, -1, -1))
     assert cache.keys[:, 0].eq(0).all()
     assert cache.prefix_mask.tolist() == [[True, True, True], [False, True, True]]

@@ -231,7 +231,7 @@ def test_wrong_prompts_and_models_are_named(texts, words, message):
 def test_usage_errors_name_the_option(folder):
     for words, option in (
         (["generate", "red", "--count", "0"], "--count"),
-        (["generate", "red", "--dtype", "int8"], "--dtype"),
+        (["generate", "red", "--dtype", "int4"], "--dtype"),
         (["data", "mnist", "--output", "x"], "mnist"),
         (["train", "emoji", "--output", "x"], "--data"),
     ):

@@ -54,7 +54,7 @@ def test_a_given_scheduler_takes_the_place_of_the_saved_one(folder, tmp_path):
         ({"trust_remote_code": True}, ValueError, "trust_remote_code must be left out"),
         ({"scheduler": "ddim"}, ValueError, "scheduler must be a decoding method .*, got str"),
         ({"torch_dtype": "float16"}, ValueError, "torch_dtype must be a type .*, got 'float16'"),
-        ({"dtype": torch.int8}, ValueError, "dtype must be a type .*, got torch.int8"),
+        ({"dtype": torch.int16}, ValueError, "dtype must be a type .*, got torch.int16"),
         (
             {"dtype": torch.float16, "torch_dtype": torch.bfloat16},
             ValueError,

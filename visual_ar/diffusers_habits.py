@@ -46,6 +46,7 @@ _LEFT_OUT: dict[str, tuple[tuple[Any, ...], str]] = {
     "trust_remote_code": ((None, False), "no code is loaded"),
 }
 """Argument of loading -> the values that change nothing, and why there are no others."""
+_EIGHT_BITS = ("int8", torch.int8)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -65,7 +66,7 @@ class LoadOptions(TypedDict, total=False):
         trust_remote_code: False.
     """
 
-    torch_dtype: torch.dtype | None
+    torch_dtype: torch.dtype | str | None
     scheduler: Any
     cache_dir: str | PathLike[str] | None
     force_download: bool
@@ -102,15 +103,18 @@ def one_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
     """The type of weights that was asked for under either name.
 
     Raises:
-        ValueError: it is none of torch's, or the two differ.
+        ValueError: it is none that weights can have, or the two differ.
     """
     for name, value in (("dtype", dtype), ("torch_dtype", torch_dtype)):
-        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-            raise ValueError(f"{name} must be a type such as torch.bfloat16, got {value!r}")
+        floating = isinstance(value, torch.dtype) and value.is_floating_point
+        if value is not None and not floating and value not in _EIGHT_BITS:
+            raise ValueError(
+                f"{name} must be a type such as torch.bfloat16, or 'int8', got {value!r}"
+            )
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"torch_dtype must be left out beside dtype {dtype}, got {torch_dtype}")
-    found: torch.dtype | None = torch_dtype if dtype is None else dtype
-    return found
+    found = torch_dtype if dtype is None else dtype
+    return torch.int8 if found in _EIGHT_BITS else found
 
 
 def check_saving(

@@ -19,6 +19,7 @@ from visual_ar.cast import Cast
 from visual_ar.conditioning.choose import conditioner_of
 from visual_ar.conditioning.condition import Condition
 from visual_ar.conditioning.conditioner import Conditioner
+from visual_ar.eight_bit_linear import number_format
 from visual_ar.layout import Layout
 from visual_ar.models.token_model import TokenModel
 from visual_ar.output import Preview, Run, Stopwatch, Tally
@@ -47,6 +48,11 @@ class DrawingPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether the call in progress was asked to stop, by setting `pipe._interrupt = True`."""
         return self._interrupt
+
+    @property
+    def number_format(self) -> torch.dtype:
+        """In which numbers the model multiplies: int8, or the type of its weights."""
+        return number_format(self.model)
 
     @property
     def size(self) -> Size:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,17 +26,43 @@ _MOST_ROWS = 64
 class Shared(Protocol):
     """What all layers of a pass share, see `layers.Pass`."""
 
-    rotation: Tensor | None
-    mask: Tensor | None
-    cache: KVCache | None
+    @property
+    def rotation(self) -> Tensor | None:
+        """complex64 [R, Q, 1, 1, d_h / 2]."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[R, 1, Q, S]."""
+
+    @property
+    def cache(self) -> KVCache | None:
+        """Where keys and values live."""
 
     @property
     def index(self) -> Tensor:
-        """int64 [R Q], rows of the cache that the queries are written to."""
+        """int64 [R h Q], rows of the cache that the queries are written to."""
+
+
+class Quantised(Protocol):
+    """A weight [out, in] that is not kept in floating point."""
+
+    @property
+    def steps(self) -> Tensor:
+        """Whole numbers [out, in]."""
+
+    @property
+    def scale(self) -> Tensor:
+        """fp32 [out]."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """x: fp32 [n, in]; returns fp32 [n, out]."""
+
+
+Weight: TypeAlias = Tensor | Quantised
 
 
 class BlockWeights(NamedTuple):
-    """The weights of a block, by their published names.
+    """The weights of a block, by their published names; all matrices of one kind.
 
     Attributes:
         attention_norm: [D], and so `ffn_norm`.
@@ -49,19 +75,22 @@ class BlockWeights(NamedTuple):
     """
 
     attention_norm: Tensor
-    wqkv: Tensor
-    wo: Tensor
+    wqkv: Weight
+    wo: Weight
     ffn_norm: Tensor
-    w1: Tensor
-    w3: Tensor
-    w2: Tensor
+    w1: Weight
+    w3: Weight
+    w2: Weight
     heads: int
     eps: float
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> list[Tensor]:
         """All of them."""
-        return self[:7]
+        found: list[Tensor] = []
+        for weight in self[:7]:
+            found += [weight] if isinstance(weight, Tensor) else [weight.steps, weight.scale]
+        return found
 
 
 class FewRows:
@@ -124,15 +153,22 @@ def _serves(x: Tensor) -> bool:
 
 def _lasts(weight: Tensor) -> bool:
     """Whether a weight is one whose changes are seen."""
-    return weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference()
+    known = weight.dtype in (torch.float32, torch.int8)
+    return weight.is_cpu and known and not weight.is_inference()
 
 
 class _Product:
-    """Products of few rows with a weight [out, in], in the order that is fastest for its size."""
+    """Products of few rows with a weight [out, in], in the order that is fastest for its size.
 
-    def __init__(self, weight: Tensor) -> None:
+    Args:
+        weight: multiplies.
+        norm: [in], what rows are multiplied with before.
+    """
+
+    def __init__(self, weight: Tensor, norm: Tensor | None = None) -> None:
+        whole = weight if norm is None else weight * norm
         self._ordered = weight.numel() >= LEAST_WEIGHTS and order_pays()
-        self._weight = in_order(weight) if self._ordered else weight.t().contiguous()
+        self._weight = in_order(whole) if self._ordered else whole.t().contiguous()
 
     def of(self, x: Tensor) -> Tensor:
         """x: [n, in]; returns [n, out]."""
@@ -148,23 +184,46 @@ class _Product:
         return torch.addmm(other, x, self._weight)
 
 
+class _QuantisedProduct:
+    """The same with a weight that stays as it is."""
+
+    def __init__(self, weight: Quantised, norm: Tensor | None = None) -> None:
+        self._weight, self._norm = weight, norm
+
+    def of(self, x: Tensor) -> Tensor:
+        return self._weight.product(x if self._norm is None else x * self._norm)
+
+    def added(self, x: Tensor, other: Tensor) -> Tensor:
+        return self._weight.product(x).add_(other)
+
+
+def _product(weight: Weight, norm: Tensor | None = None) -> _Product | _QuantisedProduct:
+    if isinstance(weight, Tensor):
+        return _Product(weight, norm)
+    return _QuantisedProduct(weight, norm)
+
+
 class _Ready:
     """Weights in the form in which they are used."""
 
     def __init__(self, weights: BlockWeights) -> None:
-        gate_and_value = torch.cat([weights.w1, weights.w3])
         self._heads, self._eps = weights.heads, torch.full((1, 1), weights.eps)
-        self._wqkv = _Product(weights.wqkv * weights.attention_norm)
-        self._wo = _Product(weights.wo)
-        self._gate_and_value = _Product(gate_and_value * weights.ffn_norm)
-        self._w2 = _Product(weights.w2)
+        self._wqkv = _product(weights.wqkv, weights.attention_norm)
+        self._wo, self._w2 = _product(weights.wo), _product(weights.w2)
+        w1, w3 = weights.w1, weights.w3
+        pair: list[Weight] = [w1, w3]
+        if isinstance(w1, Tensor) and isinstance(w3, Tensor):
+            pair = [torch.cat([w1, w3])]
+        self._gate_and_value = [_product(weight, weights.ffn_norm) for weight in pair]
 
     def block(self, x: Tensor, layer: int, shared: Shared, cache: KVCache) -> Tensor:
         """See `FewRows.block`."""
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         x = self._wo.added(self._attention(x, shape, layer, shared, cache), x)
-        gate, value = self._gate_and_value.of(self._normalised(x)).chunk(2, dim=-1)
+        normalised = self._normalised(x)
+        both = [product.of(normalised) for product in self._gate_and_value]
+        gate, value = both if len(both) == 2 else both[0].chunk(2, dim=-1)
         return self._w2.added(F.silu(gate).mul_(value), x).view(shape)
 
     def _attention(
@@ -177,9 +236,9 @@ class _Ready:
             pairs = qkv[:, : 2 * dim].view(len(x), 2, self._heads, -1, 2)
             rotation = shared.rotation.reshape(len(x), 1, 1, -1)
             torch.view_as_complex(pairs).mul_(rotation)
-        q, k, v = qkv.split(dim, dim=-1)
+        qkv = qkv.view(rows, queries, 3, self._heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         keys, values = cache.write(layer, k, v, shared.index)
-        q = q.view(rows, queries, self._heads, -1).transpose(1, 2)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=shared.mask)
         return attended.transpose(1, 2).reshape(len(x), dim)
 

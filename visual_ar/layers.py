@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class Pass:
 
     @cached_property
     def index(self) -> Tensor:
-        """int64 [R Q], rows of the cache that the queries are written to."""
+        """int64 [R h Q], rows of the cache that the queries are written to."""
         assert self.cache is not None and self.slots is not None
         return self.cache.index(self.slots)
 
@@ -200,27 +201,33 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), layer, shared)
         return x + self.feed_forward(self.ffn_norm(x))
 
-
     def _weights(self) -> BlockWeights | None:
         """All that the block computes with; None where somebody added to its parts."""
         parts = list(self.modules())[1:]
-        if any(type(part) not in _PARTS or _has_hooks(part) for part in parts) or self.training:
+        if self.training or any(_has_hooks(part) for part in parts):
+            return None
+        if any(type(part) not in _PARTS and not hasattr(part, _QUANTISED) for part in parts):
             return None
         attention, feed_forward = self.attention, self.feed_forward
         return BlockWeights(
             attention_norm=self.attention_norm.weight,
-            wqkv=attention.wqkv.weight,
-            wo=attention.wo.weight,
+            wqkv=_weight(attention.wqkv),
+            wo=_weight(attention.wo),
             ffn_norm=self.ffn_norm.weight,
-            w1=feed_forward.w1.weight,
-            w3=feed_forward.w3.weight,
-            w2=feed_forward.w2.weight,
+            w1=_weight(feed_forward.w1),
+            w3=_weight(feed_forward.w3),
+            w2=_weight(feed_forward.w2),
             heads=attention.heads,
             eps=self.attention_norm.eps,
         )
 
 
 _PARTS = (Attention, Linear, RMSNorm, SwiGLU)
+_QUANTISED = "eight_bit"  # what `EightBitLinear` has its weight under
+
+
+def _weight(linear: nn.Module) -> Any:
+    return getattr(linear, _QUANTISED, linear.weight)
 
 
 def _has_hooks(part: nn.Module) -> bool:

@@ -98,6 +98,7 @@ def _serves(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and bool(torch.backends.mkldnn.enabled)
+        and all(weight.dtype == x.dtype for weight in weights)
         and not any(weight.is_inference() for weight in weights)  # they count no versions
         and order_pays()
         and not torch.compiler.is_compiling()

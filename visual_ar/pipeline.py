@@ -17,7 +17,7 @@ from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
 from visual_ar import loading
-from visual_ar.accel.loop.contract import Decoding
+from visual_ar.accel.loop.contract import Decoding, check_method
 from visual_ar.companions import Companion, check_drafter
 from visual_ar.component_files import reading
 from visual_ar.diffusers_habits import (
@@ -28,6 +28,7 @@ from visual_ar.diffusers_habits import (
     one_dtype,
 )
 from visual_ar.drawing_pipeline import DrawingPipeline
+from visual_ar.eight_bit_linear import check_saved, compute_in_8_bits
 from visual_ar.hub import Hub
 from visual_ar.models.draft_head import DraftHead
 from visual_ar.models.token_model import TokenModel
@@ -134,7 +135,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
     def from_pretrained(
         cls,
         name: str | PathLike[str],
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
@@ -145,7 +146,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
         Args:
             name: a bundled model such as "emoji", a folder, or OWNER/NAME on the Hugging Face hub.
                 What only adds to another pipeline, or shares a component of it, finds that one.
-            dtype: of the weights; by default float32.
+            dtype: of the weights, float32 by default; "int8" multiplies with 8-bit weights.
             revision: branch, tag or commit on the hub, of this pipeline alone.
             token: for hub repositories that are not public, those it finds included.
             local_files_only: use only what the hub's cache holds, for those it finds too.
@@ -159,13 +160,16 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
             OSError: the hub cannot be reached.
         """
         check_loading(options)
-        dtype = one_dtype(dtype, options.get("torch_dtype"))
+        number = one_dtype(dtype, options.get("torch_dtype"))
+        eight_bits = number == torch.int8
         method = options.get("scheduler")
-        _check_method(method)
+        check_method(method)
         again = options.get("force_download", False)
         hub = Hub(token, local_files_only, options.get("cache_dir"), again)
         with reading(folder := loading.find(name, revision, hub)):
-            pipe = cls._load(folder, dtype, hub)
+            pipe = cls._load(folder, None if eight_bits else number, hub)
+        if eight_bits:
+            compute_in_8_bits(pipe.model)
         if method is not None:
             pipe.register_modules(scheduler=method)
         return pipe
@@ -212,7 +216,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
         Raises:
             ValueError: the pipeline is of another class, or the method is none.
         """
-        _check_method(scheduler)
+        check_method(scheduler)
         if not isinstance(pipeline, VisualARPipeline):
             raise ValueError(
                 f"pipeline must be a VisualARPipeline, whose parts diffusers' own pipelines do "
@@ -244,6 +248,7 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
             OSError: a file has that name, or the disk is full; says which file.
         """
         check_saving(save_directory, safe_serialization, variant, push_to_hub)
+        check_saved(self.model)
         with naming(Path(save_directory)):
             super().save_pretrained(str(save_directory), max_shard_size=max_shard_size)
 
@@ -390,11 +395,3 @@ class VisualARPipeline(Unsupported, DrawingPipeline):
     def _check_sampling(self, sampling: Sampling) -> None:
         """Raises ValueError for options that the laws of the model cannot have."""
         self.model.tokens.check_warps(Warps.of(sampling))
-
-
-def _check_method(method: Any) -> None:
-    """Raises ValueError for what would take the place of the saved method and is none."""
-    if method is not None and not isinstance(method, Decoding):
-        raise ValueError(
-            f"scheduler must be a decoding method of visual_ar.accel, got {type(method).__name__}"
-        )

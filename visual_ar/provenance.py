@@ -88,7 +88,7 @@ def _made(pipe: VisualARPipeline, stats: Stats, index: int) -> dict[str, Any]:
         "seed": stats.seeds[index],
         **method,
         "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "dtype": str(pipe.number_format).removeprefix("torch."),
         "lossless": stats.lossless,
         "passes": stats.passes[index],
         "tokens": stats.committed_tokens // len(stats.seeds),

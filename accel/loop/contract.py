@@ -287,3 +287,11 @@ class Decoding(SchedulerMixin, ConfigMixin):
                 # The host learns late that pictures are complete, and makes passes for nobody.
                 if len(made) > state.open_length.lag:
                     yield made.pop(0)
+
+
+def check_method(method: Any) -> None:
+    """Raises ValueError for what would take the place of the saved method and is none."""
+    if method is not None and not isinstance(method, Decoding):
+        raise ValueError(
+            f"scheduler must be a decoding method of visual_ar.accel, got {type(method).__name__}"
+        )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from visual_ar.cli.common import resolve_device, resolve_dtype, set_threads
+from visual_ar.cli.common import floating_dtype, resolve_device, set_threads
 from visual_ar.cli.option_groups import Json, Machine, grouped
 from visual_ar.cli.terminal import echo_json, show_table
 
@@ -75,7 +75,7 @@ def kernels(
         tuple(window or usual.windows),
         tuple(vocabulary or usual.vocabularies),
         tuple(rule or usual.rules),
-        resolve_dtype(machine.dtype, where),
+        floating_dtype(machine.dtype, where),
         top_k,
         coupling,
     )
@@ -127,7 +127,7 @@ def loop(
     where = resolve_device(machine.device)
     chosen = [spec for given in methods or () for spec in given.split()]
     document = bench_loop(
-        random_model(size, where, resolve_dtype(machine.dtype, where), grid),
+        random_model(size, where, floating_dtype(machine.dtype, where), grid),
         size,
         chosen or ["sequential", "jacobi:window=32"],
         batch,

@@ -38,12 +38,29 @@ def resolve_device(device: str) -> "torch.device":
 
 
 def resolve_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
-    """Returns the number format; bfloat16 only by choice on a CPU, where it is seldom faster."""
+    """Returns the number format; bfloat16 only by choice on a CPU, where it is seldom faster.
+
+    Raises:
+        ValueError: the device does not compute in it.
+    """
     import torch
 
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if dtype == "int8" and device.type != "cpu":
+        raise ValueError(f"dtype int8 must be used with device cpu, got {device}")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[dtype]
+
+
+def floating_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
+    """The same for what has no form in 8 bits.
+
+    Raises:
+        ValueError: 8 bits are asked for.
+    """
+    if dtype == "int8":
+        raise ValueError("dtype must be float32 or bfloat16 here, got int8")
+    return resolve_dtype(dtype, device)
 
 
 def set_threads(threads: int | None) -> None:

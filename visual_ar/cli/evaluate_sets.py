@@ -215,7 +215,7 @@ def reconstruction(
 
     [cyan]visual-ar evaluate reconstruction -m cifar10 --pictures data/cifar10 --split test[/cyan]
     """
-    from visual_ar.cli.common import resolve_dtype
+    from visual_ar.cli.common import floating_dtype
     from visual_ar.evaluation.lpips import Lpips
     from visual_ar.evaluation.pictures import Crop, open_pictures
     from visual_ar.evaluation.reconstruction import reconstruction as measure
@@ -233,7 +233,7 @@ def reconstruction(
     lpips = None
     if lpips_vgg is not None and lpips_linear is not None:
         lpips = Lpips(lpips_vgg, lpips_linear).to(place)
-    tokenizer = _tokenizer(model, resolve_dtype(dtype, place)).to(place)
+    tokenizer = _tokenizer(model, floating_dtype(dtype, place)).to(place)
     with progress(as_json) as bar:
         report = result.named(bar)
         document = measure(

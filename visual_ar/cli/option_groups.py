@@ -40,8 +40,11 @@ Device = Annotated[
     typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Number format; auto is bfloat16 on a GPU and float32 elsewhere."),
+    Literal["auto", "float32", "bfloat16", "int8"],
+    typer.Option(
+        help="Number format; auto is bfloat16 on a GPU and float32 elsewhere. "
+        "int8 multiplies with 8-bit weights, on a CPU only."
+    ),
 ]
 Threads = Annotated[
     int | None,

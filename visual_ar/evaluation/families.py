@@ -18,6 +18,7 @@ from visual_ar.accel.loop.contract import Decoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.companions import same_tokenizer
 from visual_ar.data.dataset import Dataset
+from visual_ar.eight_bit_linear import number_format
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock
 from visual_ar.evaluation.quality import (
@@ -112,7 +113,7 @@ def bench_families(
             row["quality"] = found.get(row["model"]) if own else None
     first = next(iter(pipes.values()))
     return {
-        "machine": machine.describe(first.model.device, first.model.dtype),
+        "machine": machine.describe(first.model.device, number_format(first.model)),
         **schedule._asdict(),
         "sampling": {name: options.filled(pipe) for name, pipe in pipes.items()},
         "families": families,

@@ -181,7 +181,7 @@ def _arithmetic(pipe: VisualARPipeline) -> dict[str, Any]:
     device = pipe.model.device
     return {
         "device": machine.describe(device, pipe.dtype)["device_name"],
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "dtype": str(pipe.number_format).removeprefix("torch."),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,
     }

@@ -17,6 +17,7 @@ import torch
 
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
 from visual_ar.accel.loop.contract import Decoding
+from visual_ar.eight_bit_linear import number_format
 from visual_ar.evaluation import machine
 from visual_ar.evaluation.probes import Clock, law_entropy, now, outside_model_share
 from visual_ar.evaluation.speed_summary import Trial, identical, summarise
@@ -134,7 +135,7 @@ def bench(
     order, trials = _measure(contenders, workload, schedule, clock, progress)
     first, model = schedule.batches[0], workload.cast.model
     return {
-        "machine": machine.describe(model.device, model.dtype),
+        "machine": machine.describe(model.device, number_format(model)),
         "baseline": BASELINE,
         **schedule._asdict(),
         "order": order,

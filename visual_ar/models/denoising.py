@@ -271,7 +271,7 @@ class _CleanKeys(KVCache):
     def __init__(self, content: KVCache) -> None:
         self.__dict__.update(content.__dict__)
 
-    def update(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KVCache.update`."""
-        keys, values = self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
+    def write(self, layer: int, k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KVCache.write`."""
+        keys, values = self.keys[layer], self.values[layer]
         return torch.cat([keys.to(k), k], dim=2), torch.cat([values.to(v), v], dim=2)

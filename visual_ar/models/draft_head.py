@@ -188,10 +188,13 @@ def _allowances(model: nn.Module) -> list[float]:
 def _probes(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
     """The weights of a `fingerprint`: the row that each one is in, and its place there."""
     added = getattr(model, "delta_prefix", None)
-    named = sorted(model.named_parameters(), key=lambda pair: pair[0])
-    own = [parameter for name, parameter in named if added is None or not name.startswith(added)]
-    matrices = [parameter for parameter in own if parameter.ndim > 1]
+    named = dict(model.named_parameters())
+    own = sorted(name for name in named if added is None or not name.startswith(added))
+    matrices = [name for name in own if named[name].ndim > 1]
     for probe in range(_PROBES):
-        rows = matrices[probe * len(matrices) // _PROBES].detach().flatten(1)
+        name = matrices[probe * len(matrices) // _PROBES]
+        rows = named[name].detach().flatten(1)
         index = rows.numel() * (probe + 1) // (_PROBES + 1)
-        yield rows[index // rows.shape[1]], index % rows.shape[1]
+        row, place = index // rows.shape[1], index % rows.shape[1]
+        scale = named.get(name.removesuffix("weight") + "scale")  # of a map that has 8 bits
+        yield rows[row] if scale is None else rows[row] * scale[row].detach(), place
