@@ -34,20 +34,25 @@ class EightBit(NamedTuple):
     Attributes:
         steps: int8 [out, in].
         scale: fp32 [out], of a step.
+        one: bf16 [out] of ones.
     """
 
     steps: Tensor
     scale: Tensor
+    one: Tensor
 
     def product(self, x: Tensor) -> Tensor:
         """x: fp32 [n, in]; returns fp32 [n, out]."""
-        if len(x) <= _FEW_ROWS and x.is_cpu:
-            one = torch.ones(len(self.scale), dtype=torch.bfloat16)
-            sums = torch._weight_int8pack_mm(x.bfloat16(), self.steps, one)
-            return sums.float().mul_(self.scale)
-        turned = x.t()
+        if x.shape[0] <= _FEW_ROWS and x.is_cpu:
+            # The kernel's own scales would be rounded to bfloat16.
+            sums = torch._weight_int8pack_mm(x.bfloat16(), self.steps, self.one)
+            return sums * self.scale
+        turned, out = x.t(), self.steps.shape[0]
         rows = max(1, _BLOCK // self.steps.shape[1])
-        sums = torch.cat([torch.mm(block.to(x.dtype), turned) for block in self.steps.split(rows)])
+        sums = x.new_empty(out, x.shape[0])
+        for start in range(0, out, rows):
+            part = slice(start, start + rows)
+            torch.mm(self.steps[part].to(x.dtype), turned, out=sums[part])
         return sums.t().contiguous().mul_(self.scale)
 
 
@@ -68,11 +73,12 @@ class EightBitLinear(nn.Module):
         scale = stored[_WEIGHT + eight_bit.SCALE].float()
         self.weight = nn.Parameter(stored[_WEIGHT], requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
+        self._one = torch.ones(len(scale), dtype=torch.bfloat16)
 
     @property
     def eight_bit(self) -> EightBit:
         """The weight."""
-        return EightBit(self.weight, self.scale)
+        return EightBit(self.weight, self.scale, self._one)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps the last dimension. x: fp32 [..., in]; returns fp32 [..., out]."""
