@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_training import TIMES
 
 from visual_ar import loading
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
@@ -126,7 +127,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _rows(output: Path) -> list[dict[str, str]]:
     with (output / "log.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def _interrupted(recipe: Path, data: Path, output: Path, step: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_training import TIMES
 
 from visual_ar import loading
 from visual_ar.accel.denoising import SpeculativeDenoisingDecoding
@@ -92,7 +93,7 @@ def train(runs: Path, name: str) -> dict[str, Any]:
 
 def rows(output: Path) -> list[dict[str, str]]:
     with (output / "log.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

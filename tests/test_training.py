@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import GENERATOR, TOKENIZER, save_squares
+from tiny_training import GENERATOR, TIMES, TOKENIZER, save_squares
 
 from visual_ar.accel.hybrid import HybridDecoding
 from visual_ar.accel.sequential import SequentialDecoding
@@ -56,7 +56,7 @@ def generator(data: Path, runs: Path, tokenizer: Finished) -> Finished:
 
 def _rows(output: Path) -> list[dict[str, str]]:
     with (output / "log.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 
 from visual_ar.data.dataset import Dataset, digest, save
 
+TIMES = ("seconds", "pictures_a_second", "share_of_matrix_rate")
+"""Columns of a log that differ from run to run."""
 TOKENIZER = """
 name = "emoji_tokenizer"
 kind = "tokenizer"

@@ -124,7 +124,8 @@ class FewRows:
             shared: by the layers of the pass.
         """
         cache = shared.cache
-        if cache is None or shared.mask is None or not _serves(x):
+        # Other caches of training write elsewhere.
+        if type(cache) is not KVCache or shared.mask is None or not _serves(x):
             return None
         if self._cache is None or self._cache() is not cache:
             self._cache = weakref.ref(cache)

@@ -68,3 +68,13 @@ def train(
     else:
         quality = ", ".join(f"{name} {value}" for name, value in metrics.get("quality", {}).items())
         say(f"{recipe}: {output} {quality}".rstrip())
+        if metrics.get("speed"):
+            say(_speed(metrics["speed"]), err=True)
+
+
+def _speed(measured: dict[str, float]) -> str:
+    """How fast a run was, in words."""
+    return (
+        f"{measured['pictures_a_second']:.3g} pictures a second; products and attention reached "
+        f"{measured['share_of_matrix_rate']:.0%} of this machine's matrix rate"
+    )

@@ -214,7 +214,7 @@ class GeneratorTraining(Training[GeneratorRecipe]):
             "progress": progress,
             "learning_rate": rate,
             "gradient": norm,
-            "loss": float(loss.detach()),
+            "loss": loss.detach(),
         }
 
     @torch.no_grad()

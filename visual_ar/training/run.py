@@ -66,6 +66,7 @@ def run(recipe: str | Path, data: Path, output: Path, device: str = "cpu") -> di
         "quality": quality,
         "steps": training.clock.step,
         "minutes": training.clock.seconds / 60,
+        "speed": None if training.speed is None else training.speed._asdict(),
         "hardware": hardware(device),
         "torch": torch.__version__,
     }

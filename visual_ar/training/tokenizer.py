@@ -111,9 +111,10 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         loss.backward()
         norm = update([self.optimiser], self.parameters, rate, self.recipe.optimiser.clip)
         terms |= self.loss.discriminator_step(pixels, drawn.detach(), progress, rate)
-        row = {"step": self.clock.step + 1, "seconds": self.clock.seconds, "progress": progress}
+        row: dict[str, Any] = {"step": self.clock.step + 1, "seconds": self.clock.seconds}
+        row["progress"] = progress
         row |= {"learning_rate": rate, "gradient": norm}
-        row |= {name: float(value.detach()) for name, value in terms.items()}
+        row |= {name: value.detach() for name, value in terms.items()}
         row |= self._after_step(quantized, progress)
         self.average.update(self.model, self.clock.step)
         return row

@@ -138,7 +138,7 @@ class DenoisingTraining(Training[DenoisingRecipe]):
             "progress": progress,
             "learning_rate": rate,
             "gradient": norm,
-            "loss": float(loss.detach()),
+            "loss": loss.detach(),
         }
 
     def _loss(

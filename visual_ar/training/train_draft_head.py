@@ -136,8 +136,8 @@ class DraftTraining(Training[DraftRecipe]):
             "progress": progress,
             "learning_rate": rate,
             "gradient": norm,
-            "law": float(law.detach()),
-            "features": float(features.detach()),
+            "law": law.detach(),
+            "features": features.detach(),
         }
 
     @torch.no_grad()
