@@ -1,6 +1,7 @@
 """What has a cost has a bound: options of commands, of methods and of calls, refused at once."""
 
 import os
+import re
 
 import pytest
 import typer
@@ -19,7 +20,8 @@ def whole_numbers(command, path=()):
     """(command, option) of every option that is a whole number, below a command."""
     for option in command.params:
         about = getattr(option, "type_descriptor", None)
-        if about is not None and "int" in str(about.annotation) and not option.is_flag:
+        number = about is not None and re.search(r"\bint\b", str(about.annotation))
+        if number and not option.is_flag:
             yield " ".join(path), option
     for name, inner in getattr(command, "commands", {}).items():
         yield from whole_numbers(inner, (*path, name))

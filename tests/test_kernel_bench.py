@@ -215,6 +215,29 @@ def test_stages_end_with_the_time():
     assert found["late"] is None and set(found["seconds"]) == {"first", "broken"}
 
 
+def test_stages_are_told_and_written_as_they_end(tmp_path, monkeypatch, capsys):
+    def cut(left):
+        raise KeyboardInterrupt
+
+    stages = {"tests": lambda left: {"summary": "3 passed"}, "cut": cut}
+    monkeypatch.setattr(
+        gpu_report,
+        "run",
+        lambda device, minutes, tell: gpu_report.run_stages(stages, minutes, ticking(1.0), tell),
+    )
+    path = tmp_path / "report.json"
+    with pytest.raises(KeyboardInterrupt):
+        gpu_report.main(["--minutes", "60", str(path)])
+    assert "tests: {'summary': '3 passed'}" in capsys.readouterr().out
+    assert json.loads(path.read_text())["tests"] == {"summary": "3 passed"}
+
+
+@pytest.mark.parametrize("minutes", [0.1, -1, float("nan")])
+def test_too_few_minutes_are_refused(minutes):
+    with pytest.raises(ValueError, match=r"minutes must be at least 0\.5, got"):
+        gpu_report.run(torch.device("cuda"), minutes=minutes)
+
+
 def test_what_was_measured_stands_beside_what_is_aimed_at():
     fast = {"kernel": {"seconds": 9e-6, "floor_ratio": 3.0}, "torch": {"seconds": 4e-4}}
     large = {"kernel": {"seconds": 1e-4, "floor_ratio": 2.5}}

@@ -1,16 +1,43 @@
 """`visual-ar train`: runs a training recipe, or all of them; knows nothing about training."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from visual_ar.cli.common import check_output_folder, resolve_device, set_threads
-from visual_ar.cli.option_groups import Device, Json, Threads
+from visual_ar.cli.option_groups import Device, Json, Threads, grouped
 from visual_ar.cli.terminal import echo_json, say
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Several models in a few minutes."""
+
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            max=100_000,
+            help="With all: trains what a GPU improves most in so many minutes in all.",
+        ),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RECIPE", help="With --minutes: only this recipe; repeatable."),
+    ] = None
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --minutes: folder that gets each model in 8 bits at every checkpoint. "
+            "[dim]Default: packed/ in the output.[/dim]"
+        ),
+    ] = None
+
+
+@grouped
 def train(
+    *,
     recipe: Annotated[
         str, typer.Argument(help="Name of a bundled recipe, path of a TOML file, or all.")
     ],
@@ -25,6 +52,7 @@ def train(
         Path,
         typer.Option("--output", "-o", help="Folder of the run; for all, one folder a recipe."),
     ],
+    plan: Plan,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -43,7 +71,11 @@ def train(
 
     [cyan]visual-ar train all --data data --output runs --device cuda[/cyan]
     Every bundled model in order; finished ones are passed over.
+
+    [cyan]visual-ar train all --data data --output runs --device cuda --minutes 8[/cyan]
+    The emoji models in eight minutes; what is cut off keeps its last checkpoint.
     """
+    _check(plan, recipe)
     check_output_folder(output)
     if not data.exists():
         raise FileNotFoundError(
@@ -51,16 +83,21 @@ def train(
         )
     set_threads(threads)
     place = str(resolve_device(device))
-    from visual_ar.training import run, run_all
+    from visual_ar.training import run, run_all, run_for
     from visual_ar.training.memory import keep_freed_memory
 
     if place == "cpu":
         keep_freed_memory()
     logs = output / "*" / "log.csv" if recipe == "all" else output / "log.csv"
     say(f"Training {recipe} on {place}; follow it in {logs}", err=True)
-    if recipe == "all":
+    metrics: dict[str, Any] = {}
+    if plan.minutes is not None:
+        trained = run_for(plan.minutes, data, output, place, plan.only or (), plan.pack)
+        metrics = {"trained": trained}
+        folder = plan.pack or output / "packed"
+        say(f"Packed in {folder}: {', '.join(trained) or 'nothing'}", err=True)
+    elif recipe == "all":
         run_all(data, output, place)
-        metrics = {}
     else:
         metrics = run(recipe, data, output, place)
     if as_json:
@@ -70,6 +107,24 @@ def train(
         say(f"{recipe}: {output} {quality}".rstrip())
         if metrics.get("speed"):
             say(_speed(metrics["speed"]), err=True)
+
+
+def _check(plan: Plan, recipe: str) -> None:
+    """Raises ValueError for options of a plan without one, or a plan that cannot be kept."""
+    if plan.minutes is None:
+        for name, value in (("only", plan.only), ("pack", plan.pack)):
+            if value:
+                raise ValueError(f"{name} must be left out without --minutes, got {value}")
+        return
+    if recipe != "all":
+        raise ValueError(
+            f"minutes must be left out for a recipe, which has its own, got {plan.minutes:g}"
+        )
+    from visual_ar.training.plan import check_minutes, chosen
+
+    check_minutes(plan.minutes, chosen(plan.only or ()))
+    if plan.pack is not None:
+        check_output_folder(plan.pack)
 
 
 def _speed(measured: dict[str, float]) -> str:

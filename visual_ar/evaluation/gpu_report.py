@@ -1,12 +1,14 @@
 """Everything that only a GPU can show, in one short run and one table; knows no test and no kernel.
 
-`python -m visual_ar.evaluation.gpu_report` runs the GPU tests of a checkout, times the verification
-of drafts and the decoding loop, and sets what was measured beside what is aimed at. A stage that
-would start after the time is up is left out, and its rows say so.
+`python -m visual_ar.evaluation.gpu_report --minutes 3` times the verification of drafts and the
+decoding loop, runs the GPU tests of a checkout, and sets what was measured beside what is aimed at.
+A stage that would start after the time is up is left out, and its rows say so. Each stage is told,
+and written, as it ends, so that a run that is cut off loses nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -26,7 +28,8 @@ from visual_ar.evaluation.loop_speed import bench_loop, random_model
 from visual_ar.evaluation.machine import ROOT
 from visual_ar.write_beside import written_beside
 
-BUDGET = 450.0  # seconds in all, less than eight minutes
+MINUTES = 7.5
+LEAST = 0.5  # minutes; less is over before the first stage
 TESTS = ("cuda", "kernel_gpu", "kernel_dispatch", "graphs")
 JACOBI, SEQUENTIAL = "jacobi:window=32", "sequential"
 LOOPS = {"jacobi": ("GPT-L", JACOBI), "sequential": ("GPT-XL", SEQUENTIAL)}
@@ -49,12 +52,19 @@ class Bar(NamedTuple):
     met: bool | None
 
 
-def run(device: torch.device, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+def run(
+    device: torch.device,
+    clock: Callable[[], float] = time.monotonic,
+    minutes: float = MINUTES,
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Runs all stages that fit into the time.
 
     Args:
         device: a CUDA GPU.
         clock: seconds from any origin.
+        minutes: in all.
+        tell: called after each stage with its name and the document so far.
 
     Returns:
         a JSON-able document: "tests", {"summary": last line of the test run, "status": exit status
@@ -63,8 +73,10 @@ def run(device: torch.device, clock: Callable[[], float] = time.monotonic) -> di
         {"error": why}.
 
     Raises:
-        ValueError: the device is no CUDA GPU.
+        ValueError: the device is no CUDA GPU, or the minutes are too few.
     """
+    if not minutes >= LEAST:
+        raise ValueError(f"minutes must be at least {LEAST:g}, got {minutes:g}")
     if device.type != "cuda":
         raise ValueError(f"device must be a CUDA GPU for this report, got {device}")
     stages: dict[str, Callable[[float], Any]] = {
@@ -72,19 +84,21 @@ def run(device: torch.device, clock: Callable[[], float] = time.monotonic) -> di
         **{name: _loop(size, method, device) for name, (size, method) in LOOPS.items()},
         "tests": _tests,
     }
-    return run_stages(stages, BUDGET, clock)
+    return run_stages(stages, 60 * minutes, clock, tell)
 
 
 def run_stages(
-    stages: dict[str, Callable[[float], Any]], budget: float, clock: Callable[[], float]
+    stages: dict[str, Callable[[float], Any]],
+    budget: float,
+    clock: Callable[[], float],
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Runs stages one after the other until the time is up; each is given what is left of it."""
     start = clock()
-    document: dict[str, Any] = {"seconds": {}}
+    document: dict[str, Any] = {**dict.fromkeys(stages), "seconds": {}}
     for name, stage in stages.items():
         begun = clock()
         left = budget - (begun - start)
-        document[name] = None
         if left <= 0:
             continue
         try:
@@ -92,6 +106,8 @@ def run_stages(
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             document[name] = {"error": " ".join(str(error).split())[:300]}
         document["seconds"][name] = clock() - begun
+        if tell is not None:
+            tell(name, document)
     return document
 
 
@@ -183,22 +199,29 @@ def render(found: list[Bar]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the report; with a path as argument, writes the whole document there as JSON."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs the report; with a path, keeps the whole document there as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="in all")
+    parser.add_argument("path", nargs="?", type=Path, help="JSON file to write")
+    given = parser.parse_args(arguments)
+    console = Console(width=100)
+
+    def tell(name: str, document: dict[str, Any]) -> None:
+        if "rows" in (document[name] or {}):
+            show = kernel_table.render_kernels if name == "kernels" else kernel_table.render_loop
+            console.print(show(document[name]))
+        else:
+            console.print(f"{name}: {document[name]}", markup=False)
+        if given.path is not None:
+            with written_beside(given.path) as part:
+                part.write_text(json.dumps(document, indent=1))
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        document = run(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        document = run(device, minutes=given.minutes, tell=tell)
     except ValueError as error:
         sys.exit(f"Error: {error}")
-    console = Console(width=100)
-    if "rows" in (document["kernels"] or {}):
-        console.print(kernel_table.render_kernels(document["kernels"]))
-    for name in LOOPS:
-        if "rows" in (document[name] or {}):
-            console.print(kernel_table.render_loop(document[name]))
     console.print(render(bars(document)))
-    if arguments:
-        with written_beside(Path(arguments[0])) as part:
-            part.write_text(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

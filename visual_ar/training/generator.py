@@ -184,7 +184,6 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         return {"held_out": self.measure()}
 
     def _finish(self) -> dict[str, Any]:
-        self._save()
         self.save_samples()
         return {"held_out_loss": self.measure(), "held_out_pictures": len(self.held_out)}
 
@@ -251,7 +250,8 @@ class GeneratorTraining(Training[GeneratorRecipe]):
         pictures = self.tokenizer.decode(layout.cells(tokens), self.grid)
         save_sheet(self.output / "samples.png", pictures, SHEET_COLUMNS)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """See `Training.save`."""
         averaged = self.average.model
         save_pipeline(
             averaged.model,

@@ -24,6 +24,7 @@ class Training(ABC, Generic[R]):
         recipe: what is done.
         output: folder of the run.
         device: that computes.
+        kept: called at every checkpoint, when `save` has saved what was trained so far.
         clock: steps done and seconds spent.
         log: one row per logged step.
     """
@@ -34,6 +35,7 @@ class Training(ABC, Generic[R]):
     clock: Clock
     log: Log
     speed: Speed | None = None
+    kept: Callable[[], None] | None = None
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of the recipe, saves the result and returns its measured quality.
@@ -62,8 +64,12 @@ class Training(ABC, Generic[R]):
                 self.log.write(_on_host(row))
             if kept:
                 save_checkpoint(self.output, self._state())
+                if self.kept is not None:
+                    self.save()
+                    self.kept()
             run.go_on()
         save_checkpoint(self.output, self._state())
+        self.save()
         return self._finish()
 
     @abstractmethod
@@ -79,8 +85,12 @@ class Training(ABC, Generic[R]):
         """What a checkpoint holds."""
 
     @abstractmethod
+    def save(self) -> None:
+        """Saves what was trained so far as others load it."""
+
+    @abstractmethod
     def _finish(self) -> dict[str, Any]:
-        """Saves what was trained and returns its measured quality."""
+        """What was trained, measured; it was saved before."""
 
 
 def _on_host(row: dict[str, Any]) -> dict[str, Any]:

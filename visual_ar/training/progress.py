@@ -51,6 +51,10 @@ class Clock:
         """How much of the run is over, 0..1: by steps or by the clock, whichever is ahead."""
         return min(1.0, max(self.step / self._steps, self.seconds / self._budget))
 
+    def end_in(self, seconds: float) -> None:
+        """Ends the run by then at the latest."""
+        self._budget = min(self._budget, self.seconds + max(seconds, 0.0))
+
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
         return {"step": self.step, "seconds": self.seconds}

@@ -201,9 +201,11 @@ class TokenizerTraining(Training[TokenizerRecipe]):
         pairs = [side.unflatten(0, (-1, columns)) for side in (pixels, drawn)]
         save_sheet(self.output / "samples.png", torch.stack(pairs, dim=1).flatten(0, 2), columns)
 
-    def _finish(self) -> dict[str, Any]:
-        """Saves the averaged model and what it measures."""
+    def save(self) -> None:
+        """See `Training.save`."""
         self.average.model.save_pretrained(self.output / "model")
+
+    def _finish(self) -> dict[str, Any]:
         tested = self.measure(self.test_pictures)
         trained = self._usage_of(self._encode(self.train_pictures))
         measured = {

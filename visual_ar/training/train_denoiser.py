@@ -110,7 +110,6 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         return {"held_out": self.measure()}
 
     def _finish(self) -> dict[str, Any]:
-        self._save()
         return {
             "held_out_loss": self.measure(),
             "held_out_pictures": len(self.held_out),
@@ -212,7 +211,8 @@ class DenoisingTraining(Training[DenoisingRecipe]):
         names = [field.name for field in dataclasses.fields(SamplingDefaults)]
         return SamplingDefaults(**{name: self.pipe.config[name] for name in names})
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """See `Training.save`."""
         scheduler = SpeculativeDenoisingDecoding()
         save_pipeline(
             self.averaged,

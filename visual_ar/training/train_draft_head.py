@@ -108,8 +108,11 @@ class DraftTraining(Training[DraftRecipe]):
     def _look(self) -> dict[str, Any]:
         return dict(self.measure())
 
-    def _finish(self) -> dict[str, Any]:
+    def save(self) -> None:
+        """See `Training.save`."""
         save_with_draft_head(self.pipe, self.average.model, self.output / "pipeline")
+
+    def _finish(self) -> dict[str, Any]:
         measured = self.measure() | {"accepted_length": self.accepted_length(), "window": WINDOW}
         return measured | {"held_out_pictures": len(self.held_out)}
 
