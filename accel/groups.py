@@ -113,6 +113,7 @@ class GroupDecoding(Decoding):
 
     lossless = True
     skips = True
+    capturable = True
 
     @register_to_config
     def __init__(self) -> None:
@@ -190,7 +191,7 @@ class GroupDecoding(Decoding):
     @staticmethod
     def _width(state: DecodeState) -> int:
         """Ranks of a pass. A CPU's lengths can be read without a wait, which halves its work."""
-        if not state.length.is_cpu:
+        if state.captured is not None or not state.length.is_cpu:
             return state.window
         widths, limit = state.method.widths, state.layout.length
         needed = [widths[length] for length in state.length.tolist() if length < limit]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_iter
 
 from visual_ar import accel
 from visual_ar.accel.exact_match import ExactMatchJacobiDecoding
+from visual_ar.accel.groups import GroupDecoding
 from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.loop import graphs
 from visual_ar.accel.loop.graphs import CapturedSteps, extent_for
@@ -19,6 +20,7 @@ from visual_ar.accel.loop.state import Step
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.cast import Cast
 from visual_ar.engine import Engine
+from visual_ar.models.nar import NAR
 from visual_ar.sampling import Sampling
 from visual_ar.testing import ToyBitModel, ToyTokenModel, decode_all
 
@@ -107,6 +109,32 @@ def test_captured_passes_give_the_tokens_of_eager_ones(captured, name):
     tokens, again = decode_all(method, *given)
     assert torch.equal(tokens, expected) and torch.equal(again, committed)
     assert method.kept[1].captured.count == 2  # attention reaches 32 slots, then all
+
+
+def test_captured_groups_give_the_tokens_of_eager_ones(captured):
+    """Groups are of many widths; a captured pass has the widest."""
+    torch.manual_seed(0)
+    model = NAR(
+        dim=32, n_layer=1, n_head=2, vocab_size=8, grid_size=4, ffn_dim=48, num_classes=3
+    ).eval()
+    for head in model.outputs:
+        torch.nn.init.normal_(head.weight, std=0.6)
+    cast = Cast(model, model.layout((4, 4)))
+    sampling = Sampling.create([1, 2, 3], 1.6, 0.9)
+    given = cast, model.condition(torch.tensor([0, 1, 2])), sampling
+    method = GroupDecoding()
+    expected, committed = by_one_operation_at_a_time(method, *given)
+    tokens, again = decode_all(method, *given)
+    assert torch.equal(tokens, expected) and torch.equal(again, committed)
+    assert method.kept[1].captured.count
+
+
+def test_captured_blocks_give_the_tokens_of_eager_ones(captured):
+    method, given = SpeculativeJacobiDecoding(5, "independent", rule="block"), toy(3)
+    expected, committed = by_one_operation_at_a_time(method, *given)
+    tokens, again = decode_all(method, *given)
+    assert torch.equal(tokens, expected) and torch.equal(again, committed)
+    assert method.kept[1].captured.count == 2
 
 
 def toy_of_bits(pictures):
