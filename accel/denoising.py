@@ -86,6 +86,7 @@ class SpeculativeDenoisingDecoding(WindowedDecoding):
     lossless = True
     needs = frozenset({TABLE})
     requires = frozenset({"denoising"})
+    capturable = True
 
     @register_to_config
     def __init__(self, window: int | str = 32, steps: int = 8, clean: int = 8) -> None:

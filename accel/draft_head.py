@@ -64,6 +64,7 @@ class DraftHeadDecoding(WindowedDecoding):
 
     lossless = True
     needs = frozenset({TABLE})
+    capturable = True
     candidates: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8, 12, 16)
     choices: ClassVar[Choices] = {
         "window": ("auto", *map(str, candidates)),

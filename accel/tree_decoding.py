@@ -96,6 +96,7 @@ class TreeDecoding(WindowedDecoding):
     needs = frozenset({TABLE})
     requires = frozenset({"trees"})
     skips = True
+    capturable = True
     choices: ClassVar[Choices] = {
         **WindowedDecoding.choices,
         "drafter": DRAFTERS,
@@ -238,7 +239,8 @@ class TreeDecoding(WindowedDecoding):
         buffers: TreeBuffers = state.method
         shape = buffers.pace.shape().masked_fill(state.done, 0)
         buffers.tree = buffers.trees.pick(shape)
-        buffers.widest.push(buffers.sizes[shape].max())
+        if state.captured is None:  # a graph has one shape, the widest
+            buffers.widest.push(buffers.sizes[shape].max())
 
 
 def parse_tree(text: str | int) -> tuple[int, ...]:

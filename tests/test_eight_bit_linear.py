@@ -124,6 +124,16 @@ def test_a_pipeline_draws_says_so_and_refuses_to_be_saved(emoji, tmp_path):
     assert VisualARPipeline.from_pipe(emoji).draft_head is emoji.draft_head
 
 
+@pytest.mark.parametrize("name", ["emoji-binary", "emoji-nar", "emoji-sjd2", "emoji-wide-subcodes"])
+def test_models_of_every_kind_draw(name):
+    pipe = VisualARPipeline.from_pretrained(name, dtype="int8")
+    pipe.set_progress_bar_config(disable=True)
+    if "window" in pipe.scheduler.config:
+        pipe.scheduler.register_to_config(window=16)
+    assert pipe.number_format == torch.int8
+    assert pipe("red heart", seeds=3).images[0].size == (64, 64)
+
+
 def test_pictures_do_not_depend_on_their_neighbours(emoji):
     """In a batch of one shape, whoever else is in it."""
     alone = emoji(["red heart", "strawberry"], seeds=[3, 4], output_type="tokens").tokens

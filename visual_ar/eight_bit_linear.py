@@ -81,8 +81,8 @@ class EightBitLinear(nn.Module):
         return EightBit(self.weight, self.scale, self._one)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps the last dimension. x: fp32 [..., in]; returns fp32 [..., out]."""
-        product = self.eight_bit.product(x.reshape(-1, x.shape[-1]))
+        """Maps the last dimension. x: any numbers [..., in]; returns fp32 [..., out]."""
+        product = self.eight_bit.product(x.reshape(-1, x.shape[-1]).float())
         return product.view(*x.shape[:-1], -1)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from visual_ar.accel.loop.host_copy import HostCopy, OpenLength
+from visual_ar.cache import KVCache
 from visual_ar.cast import Cast
 from visual_ar.sampling import Warps
 
@@ -25,6 +27,7 @@ Result: TypeAlias = Any
 Body = Callable[[], Result]
 
 _EXTENT_STEP = 32
+_EXTENT = "extent"  # of a cache
 
 
 def extent_for(slots: int, limit: int, captured: bool) -> int:
@@ -116,7 +119,7 @@ class CapturedSteps:
         Raises:
             RuntimeError: the step changes something that a graph does not.
         """
-        static = [(tensor.data_ptr(), tensor.shape) for _, _, tensor in _tensors(state)]
+        static = [(place.tensor.data_ptr(), place.tensor.shape) for place in _tensors(state)]
         if static != self._static:  # somebody replaced a buffer
             self._graphs.clear()
             self._static = static
@@ -138,8 +141,9 @@ class CapturedSteps:
 
 def _in_place(step: Callable[[State], Result], state: State) -> Result:
     """A step whose new tensors are copied to where the old ones were."""
-    before, settings = _tensors(state), _settings(state)
-    static = {tensor.untyped_storage().data_ptr() for _, _, tensor in before}
+    before, settings = list(_tensors(state)), _settings(state)
+    static = {place.tensor.untyped_storage().data_ptr() for place in before}
+    whole = {(id(place.owner), place.name): getattr(place.owner, place.name) for place in before}
     result = step(state)
     if _settings(state) != settings:
         raise RuntimeError(
@@ -147,48 +151,86 @@ def _in_place(step: Callable[[State], Result], state: State) -> Result:
             f"turned into {_settings(state)} by {type(state.method).__name__} or its method"
         )
     changed = []
-    for owner, name, old in before:
-        new = getattr(owner, name)
+    for place in before:
+        old, new = place.tensor, place.read()
         if new is old:
             continue
-        if new.shape != old.shape:
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            found = list(new.shape) if isinstance(new, Tensor) else new
             raise RuntimeError(
-                f"a step that is captured must keep the shapes of the state, got {name} "
-                f"{list(new.shape)} after {list(old.shape)}"
+                f"a step that is captured must keep the shapes of the state, got {place.name} "
+                f"{found} after {list(old.shape)}"
             )
         # What lies in another buffer would be overwritten by that buffer's own copy.
         aliased = new.untyped_storage().data_ptr() in static
-        changed.append((owner, name, old, new.clone() if aliased else new))
-    for owner, name, old, new in changed:
-        old.copy_(new)
-        setattr(owner, name, old)
+        changed.append((place, new.clone() if aliased else new))
+    for place, new in changed:
+        place.tensor.copy_(new)
+        setattr(place.owner, place.name, whole[id(place.owner), place.name])
     return result
 
 
+class _Place(NamedTuple):
+    """Where a state holds a tensor: an attribute, or an entry of a tuple that is one."""
+
+    owner: Any
+    name: str
+    entry: int | None
+    tensor: Tensor
+
+    def read(self) -> Any:
+        """What is there now."""
+        value = getattr(self.owner, self.name)
+        return value if self.entry is None else value[self.entry]
+
+
 def _owners(state: State) -> list[Any]:
-    return [part for part in (state, state.cache, state.method) if hasattr(part, "__dict__")]
+    """The state and all that it holds of its own: the cache, the method's buffers and theirs."""
+    found: list[Any] = []
+    waiting = [state, state.cache, state.method]
+    while waiting:
+        part = waiting.pop()
+        if not hasattr(part, "__dict__") or isinstance(part, Tensor):
+            continue
+        if any(part is other for other in found):
+            continue
+        found.append(part)
+        waiting += [value for value in vars(part).values() if _has_buffers(value)]
+    return found
 
 
-def _tensors(state: State) -> list[tuple[Any, str, Tensor]]:
-    """Every tensor of a state with who holds it under which name, but for the layout's."""
-    return [
-        (owner, name, value)
-        for owner in _owners(state)
-        if not isinstance(owner, Tensor)
-        for name, value in vars(owner).items()
-        if isinstance(value, Tensor)
-    ]
+def _has_buffers(value: Any) -> bool:
+    home = type(value).__module__
+    ours = home.startswith("visual_ar.accel.") or home == KVCache.__module__
+    return ours and not isinstance(value, CapturedSteps | HostCopy | OpenLength)
 
 
-def _settings(state: State) -> dict[str, Any]:
-    """Whatever numbers the host keeps in a state."""
+def _tensors(state: State) -> Iterator[_Place]:
+    """Every tensor of a state, but for the layout's."""
+    for owner in _owners(state):
+        for name, value in vars(owner).items():
+            if isinstance(value, Tensor):
+                yield _Place(owner, name, None, value)
+            elif isinstance(value, tuple):
+                for index, entry in enumerate(value):
+                    if isinstance(entry, Tensor):
+                        yield _Place(owner, name, index, entry)
+
+
+def _settings(state: State) -> dict[Any, Any]:
+    """Whatever numbers the host keeps in a state, but for how far attention reads: each extent of
+    the state's cache has a graph, and other caches follow it."""
     return {
-        name: value
+        (type(owner).__name__, name): value
         for owner in _owners(state)
-        if not isinstance(owner, Tensor)
         for name, value in vars(owner).items()
-        if isinstance(value, int | float | str | tuple)
+        if name != _EXTENT
+        if isinstance(value, int | float | str) or _is_plain_tuple(value)
     }
+
+
+def _is_plain_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, int | float | str) for one in value)
 
 
 @contextmanager
