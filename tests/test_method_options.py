@@ -15,9 +15,9 @@ from visual_ar.accel.jacobi import SpeculativeJacobiDecoding
 from visual_ar.accel.sequential import SequentialDecoding
 from visual_ar.app import methods, restore
 from visual_ar.app.controls import shown_options
-from visual_ar.cli import generate
 from visual_ar.cli.main import app
 from visual_ar.method_options import build, options, parse_method
+from visual_ar.pipeline import VisualARPipeline
 from visual_ar.png import read_recipe
 
 OTHERS = {
@@ -46,7 +46,7 @@ def config_of(method):
 @pytest.fixture
 def drawing(tiny_pipeline, folder, monkeypatch):
     """Runs `visual-ar generate` with some words on a pipeline; returns it and the result."""
-    monkeypatch.setattr(generate, "load", lambda *given: tiny_pipeline)
+    monkeypatch.setattr(VisualARPipeline, "from_pretrained", lambda *given, **asked: tiny_pipeline)
 
     def draw(*words):
         result = run("generate", "-c", "dog", "--seed", 3, *words)

@@ -36,12 +36,12 @@ class EightBitModel(ModelMixin):
         state_dict.update(restored)
 
 
-def compress(state: Mapping[str, Tensor], fewest: int = _FEWEST) -> dict[str, Tensor]:
+def compress(state: Mapping[str, Tensor], fewest: int | None = None) -> dict[str, Tensor]:
     """Weights in 8 bits where that pays, the others in float16.
 
     Args:
         state: floating-point parameters by name.
-        fewest: entries that a matrix in 8 bits has.
+        fewest: entries that a matrix in 8 bits has; None is where that pays.
 
     Returns:
         matrices and kernels as int8 of the same shape, with float16 scales [rows].
@@ -50,6 +50,7 @@ def compress(state: Mapping[str, Tensor], fewest: int = _FEWEST) -> dict[str, Te
         ValueError: a row has an entry that is not finite.
     """
     stored = {}
+    fewest = _FEWEST if fewest is None else fewest
     for name, value in state.items():
         if value.ndim < 2 or value.numel() < fewest:
             stored[name] = value.to(torch.float16).contiguous()
