@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from visual_ar.accel.loop.host_copy import HostCopy, OpenLength
+from visual_ar.accel.loop.host_copy import HostCopy
 from visual_ar.cache import KVCache
 from visual_ar.cast import Cast
 from visual_ar.sampling import Warps
@@ -202,7 +202,7 @@ def _owners(state: State) -> list[Any]:
 def _has_buffers(value: Any) -> bool:
     home = type(value).__module__
     ours = home.startswith("visual_ar.accel.") or home == KVCache.__module__
-    return ours and not isinstance(value, CapturedSteps | HostCopy | OpenLength)
+    return ours and not isinstance(value, CapturedSteps | HostCopy)
 
 
 def _tensors(state: State) -> Iterator[_Place]:

@@ -111,13 +111,12 @@ def compare(
         INT8: lambda: _draw(small),
     }
     windows = {FP32: lambda: _passes(ours, passes), INT8: lambda: _passes(small, passes)}
-    seconds = {
-        "a picture, next-token sampling": _in_turn(pictures, rounds, clock),
-        f"a pass, jacobi:window={WINDOW}": _in_turn(windows, rounds, clock),
-    }
     found = []
-    for what, times in seconds.items():
-        share = passes if "pass" in what.split(",")[0] else 1
+    for what, contenders, share in (
+        ("a picture, next-token sampling", pictures, 1),
+        (f"a pass, jacobi:window={WINDOW}", windows, passes),
+    ):
+        times = _in_turn(contenders, rounds, clock)
         baseline = next(iter(times.values()))
         found += [
             Timed(name, what, 1e3 * taken / share, baseline / taken)

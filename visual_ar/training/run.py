@@ -129,7 +129,7 @@ def _training(
 
 
 def _pack(output: Path, packed: Path) -> None:
-    """Packs what a run saved last. Beside the bundled emoji only what it adds is stored."""
+    """Packs what a run saved last; of a model that adds to another one, only what it adds."""
     delta = output / "delta"
     pack(delta if delta.is_dir() else output / "pipeline", packed)
 
